@@ -1,0 +1,1 @@
+"""Train with many branches, deploy one convolution, and know that they are the same function."""

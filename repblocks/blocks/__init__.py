@@ -1,0 +1,15 @@
+"""The library of re-parameterizable blocks; importing it registers them all."""
+
+from repblocks.blocks._base import ConvBlock as ConvBlock
+from repblocks.blocks._base import RepBlock as RepBlock
+from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
+from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
+from repblocks.blocks._registry import create_block as create_block
+from repblocks.blocks._registry import register_block as register_block
+from repblocks.blocks._registry import register_stage_block as register_stage_block
+from repblocks.blocks.acb import ACBlock as ACBlock
+from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
+from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
+from repblocks.blocks.plain import PlainBlock as PlainBlock
+from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
+from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock

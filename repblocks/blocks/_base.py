@@ -1,0 +1,179 @@
+"""The contract of a block: it declares its branches, everything else is derived from them."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.kernel import Conv, ConvKernel
+from repblocks.algebra.normalization import is_batch_norm, is_uncalibrated
+from repblocks.algebra.rules import apply
+from repblocks.blocks._registry import check_options
+from repblocks.blocks._tail import create_tail
+from repblocks.branches import ConvShape, Size
+from repblocks.errors import NotFoldable
+
+
+class RepBlock(nn.Module, ABC):
+    """A module with a training form of many branches and a deployed form of few convolutions."""
+
+    #: Names of 1-d parameters that weight decay shall act on nevertheless.
+    decayed: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @abstractmethod
+    def is_deployed(self) -> bool:
+        """Whether the block is in its deployed form."""
+
+    @abstractmethod
+    def _fold(self) -> None:
+        """Replace the training form by the deployed form; gradients are off."""
+
+    def switch_to_deploy(self) -> None:
+        """Turn the block into its deployed form, in place; a second call does nothing.
+
+        The kernel is computed in float64 and then given the dtype, device, memory format and
+        ``requires_grad`` of the weights it replaces.
+
+        Raises:
+            NotFoldable: in training mode, whose function is another one, or if the branches have
+                no equivalent kernel.
+        """
+        if self.is_deployed:
+            return
+        if self.training:
+            raise NotFoldable(
+                f"{type(self).__name__} is in training mode, where BatchNorm uses the statistics "
+                "of each batch, so no kernel equals it; call .eval() first."
+            )
+        if any(is_batch_norm(m) and is_uncalibrated(m) for m in self.modules()):
+            warnings.warn(
+                f"{type(self).__name__} is folded with BatchNorm statistics that were never "
+                "updated: mean 0, variance 1. Train it, or load its weights, before.",
+                stacklevel=2,
+            )
+        with torch.no_grad():
+            self._fold()
+
+    def decayed_parameters(self) -> tuple[str, ...]:
+        """Return the names of the 1-d parameters that weight decay shall act on."""
+        present = dict(self.named_parameters())
+        return tuple(name for name in self.decayed if name in present)
+
+
+class ConvBlock(RepBlock):
+    """A block that replaces convolution, normalisation and activation.
+
+    A subclass says what its branches are, in :meth:`build_branches`; the keyword-only arguments of
+    that method are the options of the block.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        kernel_size: Taps on each axis.
+        stride: On each axis.
+        padding: On each axis; None keeps the size at stride 1 and needs odd kernel sizes.
+        dilation: On each axis.
+        groups: Divides both channel counts.
+        ndim: 1, 2 or 3 spatial axes.
+        activation: A torch activation in lower case, or None.
+        se: Squeeze-and-excitation before the activation: its hidden channels as a fraction of
+            C_out, or None for none.
+        options: What the block itself offers.
+
+    Raises:
+        ConfigurationError: if an argument is out of range or cannot be honoured.
+        UnknownNameError: for an option that the block does not have.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | None = None,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        ndim: int = 2,
+        activation: str | None = "relu",
+        se: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_options(type(self), options)
+        self.shape = ConvShape.create(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim
+        )
+        self.branches: nn.Module | None = self.build_branches(self.shape, **options)
+        self.conv: nn.Module | None = None
+        self.tail = create_tail(out_channels, activation, se, ndim)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class the signature of the constructor with the block's own options."""
+        super().__init_subclass__(**kwargs)
+        common = inspect.signature(ConvBlock.__init__).parameters.values()
+        own = inspect.signature(cls.build_branches).parameters.values()
+        fixed = [p for p in common if p.name not in ("self", "options")]
+        options = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        cls.__signature__ = inspect.Signature(fixed + options)  # type: ignore[attr-defined]
+
+    @classmethod
+    @abstractmethod
+    def build_branches(cls, shape: ConvShape) -> nn.Module:
+        """Return the tree of branches for a shape; keyword-only arguments are options."""
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the branches have become one convolution."""
+        return self.branches is None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
+        linear = self.conv if self.branches is None else self.branches
+        return self.tail(linear(x))  # type: ignore[misc] # one of the two is there
+
+    def equivalent_kernel(self, dtype: torch.dtype | None = None) -> ConvKernel:
+        """Return the kernel that computes what the branches compute in evaluation mode.
+
+        Args:
+            dtype: What to compute in, differentiably; the dtype of the weights by default.
+
+        Raises:
+            NotFoldable: if a BatchNorm is in training mode or has no running statistics.
+        """
+        module = self.conv if self.branches is None else self.branches
+        weight = next(self.parameters())
+        # Metal has no float64.
+        on_cpu = dtype == torch.float64 and weight.device.type == "mps"
+        like = torch.empty(
+            0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device
+        )
+        value = apply(module, AffineMap.identity(self.shape.in_channels), like)  # type: ignore[arg-type]
+        return ConvKernel.from_affine(value.with_axes(self.shape.ndim), like)
+
+    def _fold(self) -> None:
+        conv = self.equivalent_kernel(torch.float64).to_conv()
+        take_after(conv, self)
+        self.branches, self.conv = None, conv
+
+
+def take_after(conv: Conv, origin: nn.Module) -> None:
+    """Give a new convolution the dtype, device, memory format and gradient flag of ``origin``."""
+    weights = list(origin.parameters())
+    conv.to(device=weights[0].device, dtype=weights[0].dtype)
+    kernel = next(w for w in weights if w.ndim > 2)
+    if kernel.ndim == 4 and any(_is_channels_last(w) for w in weights if w.ndim == 4):
+        conv.to(memory_format=torch.channels_last)
+    conv.requires_grad_(any(w.requires_grad for w in weights))
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -1,0 +1,76 @@
+"""What follows the sum of the branches in both forms: squeeze-and-excitation, activation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules import activation as torch_activations
+
+from repblocks.algebra.special import CONV_CLASSES
+from repblocks.errors import ConfigurationError, UnknownNameError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name.lower(): getattr(torch_activations, name)
+    for name in torch_activations.__all__
+    if name not in ("MultiheadAttention", "Threshold", "RReLU")
+}
+
+
+def create_activation(name: str | None) -> nn.Module:
+    """Return a new activation module; None gives the identity.
+
+    Args:
+        name: A class of ``torch.nn`` in lower case, ``"relu"`` or ``"gelu"`` for example.
+
+    Raises:
+        UnknownNameError: if torch has no such activation.
+    """
+    if name is None:
+        return nn.Identity()
+    if name not in ACTIVATIONS:
+        raise UnknownNameError("activation", name, ACTIVATIONS)
+    return ACTIVATIONS[name]()
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the mean of all, in 1, 2 or 3 dimensions.
+
+    Args:
+        channels: C.
+        ratio: Hidden channels as a fraction of C.
+        ndim: Number of spatial axes.
+
+    Raises:
+        ConfigurationError: if the ratio leaves no hidden channel.
+
+    Source:
+        Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507
+    """
+
+    def __init__(self, channels: int, ratio: float, ndim: int) -> None:
+        super().__init__()
+        hidden = int(channels * ratio)
+        if hidden < 1:
+            raise ConfigurationError(
+                f"se must leave a hidden channel: {ratio} of {channels} channels is less than one."
+            )
+        self.axes = tuple(range(2, 2 + ndim))
+        self.reduce = CONV_CLASSES[ndim](channels, hidden, 1)
+        self.act = nn.ReLU()
+        self.expand = CONV_CLASSES[ndim](hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of ``(N, C, *spatial)``."""
+        gate: Tensor = self.expand(self.act(self.reduce(x.mean(self.axes, keepdim=True))))
+        return x * gate.sigmoid()
+
+
+def create_tail(
+    channels: int, activation: str | None, se: float | None, ndim: int
+) -> nn.Sequential:
+    """Return squeeze-and-excitation, if there is a ratio, and then the activation."""
+    tail = nn.Sequential()
+    if se is not None:
+        tail.add_module("se", SqueezeExcite(channels, se, ndim))
+    if activation is not None:
+        tail.add_module("act", create_activation(activation))
+    return tail

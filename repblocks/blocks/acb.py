@@ -1,0 +1,34 @@
+"""ACB: a k x k convolution and its two skeletons, 1 x k and k x 1, each with its BatchNorm.
+
+Source:
+    Ding et al., ACNet, ICCV 2019, https://arxiv.org/abs/1908.03930
+    Official code: https://github.com/DingXiaoH/ACNet
+
+Differences: dilation reaches the asymmetric branches. In n dimensions there is one skeleton for
+each axis, with a single tap on that axis: 1 x k x k and its like in 3-d, a 1-tap kernel in 1-d.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import nn
+
+from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._registry import register_block
+from repblocks.branches import ConvShape, Sum
+
+
+@final
+@register_block("acb")
+class ACBlock(ConvBlock):
+    """k x k, and for each axis a kernel with a single tap on it."""
+
+    @classmethod
+    def build_branches(cls, shape: ConvShape) -> nn.Module:
+        """Return the branches of section 3.1; the skeleton of an axis has a single tap on it."""
+        branches = Sum({"square": shape.conv_norm()})
+        for axis in range(shape.ndim):
+            size = tuple(1 if i == axis else k for i, k in enumerate(shape.kernel_size))
+            branches[f"skeleton{axis}"] = shape.resized(size).conv_norm()
+        return branches

@@ -1,0 +1,90 @@
+"""DBB: k x k, 1 x 1, 1 x 1 then k x k, and 1 x 1 then average pooling, all with BatchNorm.
+
+Source:
+    Ding et al., Diverse Branch Block, CVPR 2021, https://arxiv.org/abs/2103.13425
+    Official code: https://github.com/DingXiaoH/DiverseBranchBlock
+
+Differences: dilation reaches every branch; padding need not be half the kernel; 1-d and 3-d. As in
+the paper, the border of the inner BatchNorm comes from running statistics, in training too.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import nn
+
+from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._registry import register_block
+from repblocks.branches import AveragePool, BatchNormPad, ConvShape, Pad, Sum
+from repblocks.errors import ConfigurationError
+
+
+@final
+@register_block("dbb")
+class DiverseBranchBlock(ConvBlock):
+    """Four branches of different depth; a depthwise block leaves out its dense 1 x 1."""
+
+    @classmethod
+    def build_branches(cls, shape: ConvShape, *, internal_channels: int | None = None) -> nn.Module:
+        """Return the branches of figure 1.
+
+        Args:
+            shape: What the block replaces.
+            internal_channels: Channels between the 1 x 1 and the k x k; None for those of the
+                input, twice as many in a depthwise block.
+
+        Raises:
+            ConfigurationError: if the groups do not divide the internal channels.
+        """
+        branches = Sum({"kxk": shape.conv_norm()})
+        if not shape.is_depthwise:
+            branches["pointwise"] = shape.resized(1).conv_norm()
+        branches["pointwise_kxk"] = _pointwise_kxk(shape, internal_channels)
+        branches["pointwise_average"] = _pointwise_average(shape)
+        return branches
+
+
+def _pointwise_kxk(shape: ConvShape, internal_channels: int | None) -> nn.Sequential:
+    internal = internal_channels or shape.in_channels * (2 if shape.is_depthwise else 1)
+    if internal % shape.groups:
+        raise ConfigurationError(
+            f"internal_channels must be a multiple of the {shape.groups} groups, got {internal}."
+        )
+    inner = shape.pointwise(internal)
+    outer = ConvShape(
+        internal,
+        shape.out_channels,
+        shape.kernel_size,
+        shape.stride,
+        ((0, 0),) * shape.ndim,
+        shape.dilation,
+        shape.groups,
+    )
+    first: nn.Module = inner.conv()
+    if internal == shape.in_channels:
+        first = _from_identity(first)
+    series = nn.Sequential()
+    series.add_module("pointwise", first)
+    series.add_module("norm_pad", BatchNormPad(internal, shape.padding))
+    series.add_module("kxk", outer.conv_norm())
+    return series
+
+
+def _from_identity(pointwise: nn.Module) -> Sum:
+    """Return the identity plus a 1 x 1 convolution that starts from zero and decays to it."""
+    for weight in pointwise.parameters():
+        nn.init.zeros_(weight)
+    return Sum({"identity": nn.Identity(), "delta": pointwise})
+
+
+def _pointwise_average(shape: ConvShape) -> nn.Sequential:
+    series = nn.Sequential()
+    if shape.is_depthwise:
+        series.add_module("pad", Pad(shape.padding))
+    else:
+        series.add_module("pointwise", shape.pointwise(shape.out_channels).conv())
+        series.add_module("norm_pad", BatchNormPad(shape.out_channels, shape.padding))
+    series.add_module("average", AveragePool(shape.kernel_size, shape.stride, shape.dilation))
+    series.add_module("norm", shape.norm())
+    return series

@@ -1,0 +1,50 @@
+"""MobileOne: several k x k convolutions, a 1 x 1 scale branch and the identity, all with BatchNorm.
+
+Source:
+    Vasu et al., MobileOne, CVPR 2023, https://arxiv.org/abs/2206.04040
+    Official code: https://github.com/apple/ml-mobileone
+
+Differences: dilation reaches every branch; nothing of the training form stays after deployment.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import nn
+
+from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._registry import register_block
+from repblocks.branches import ConvShape, Sum
+from repblocks.errors import ConfigurationError
+
+
+@final
+@register_block("mobileone")
+class MobileOneBlock(ConvBlock):
+    """n times k x k, 1 x 1 if k is larger than 1, and identity where the shape allows it."""
+
+    @classmethod
+    def build_branches(
+        cls, shape: ConvShape, *, num_conv_branches: int = 4, use_scale_branch: bool = True
+    ) -> nn.Module:
+        """Return the branches of figure 3.
+
+        Args:
+            shape: What the block replaces.
+            num_conv_branches: Parallel k x k branches.
+            use_scale_branch: Whether there is a 1 x 1 branch beside kernels larger than 1.
+
+        Raises:
+            ConfigurationError: if there is no k x k branch.
+        """
+        if num_conv_branches < 1:
+            raise ConfigurationError(
+                f"num_conv_branches must be at least 1, got {num_conv_branches}."
+            )
+        branches = Sum({f"kxk{i}": shape.conv_norm() for i in range(num_conv_branches)})
+        if use_scale_branch and max(shape.kernel_size) > 1:
+            branches["scale"] = shape.resized(1).conv_norm()
+        if shape.allows_identity:
+            branches["identity"] = shape.identity_norm()
+        return branches

@@ -1,0 +1,169 @@
+"""RepNeXt: mixed depthwise kernels, a pointwise bottleneck, and a shortcut through the activation.
+
+``y = DropPath(pw2(a(pw1(N(dw(x)))))) + a(x)``: the same activation acts on both paths, so that the
+shortcut can be folded into the convolutions as dirac channels.
+
+Source:
+    The shortcut expansion is that of Meng et al., RMNet, 2021, https://arxiv.org/abs/2111.00687.
+    The block has nothing to do with the chunked RepNeXt of Zhao et al., 2024,
+    https://arxiv.org/abs/2406.16004.
+
+Differences: every number of chunks, and any conv block in the place of the chunked kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.algebra.kernel import Conv, ConvKernel
+from repblocks.algebra.shortcut import expand_shortcut
+from repblocks.algebra.special import CONV_CLASSES
+from repblocks.blocks._base import ConvBlock, RepBlock, take_after
+from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._tail import create_activation
+from repblocks.branches import ConvShape, SplitConcat
+from repblocks.errors import ConfigurationError
+
+SHORTCUTS = ("add", "expand")
+
+
+@final
+class MixedKernelBlock(ConvBlock):
+    """Chunks of the channels, each with a depthwise kernel of its own size, and one BatchNorm.
+
+    Not registered: it is the part of :class:`RepNeXtBlock` that a conv block can take the place of.
+    """
+
+    @classmethod
+    def build_branches(
+        cls, shape: ConvShape, *, kernel_sizes: Sequence[int] = (7, 5, 3)
+    ) -> nn.Module:
+        """Return the chunks, whose sizes differ by at most one channel, and the BatchNorm."""
+        channels, chunks = shape.in_channels, len(kernel_sizes)
+        sizes = [channels // chunks + (i < channels % chunks) for i in range(chunks)]
+        convs = [
+            ConvShape.create(size, size, kernel, groups=size, ndim=shape.ndim).conv()
+            for size, kernel in zip(sizes, kernel_sizes, strict=True)
+        ]
+        norm = shape.norm()
+        norm.eps = 1e-6  # type: ignore[assignment] # a BatchNorm's float
+        series = nn.Sequential()
+        series.add_module("chunks", SplitConcat(sizes, convs))
+        series.add_module("norm", norm)
+        return series
+
+
+@final
+@register_stage_block("repnext")
+class RepNeXtBlock(RepBlock):
+    """Depthwise mixer, pointwise C -> expansion * C -> C, and the activated shortcut.
+
+    Args:
+        dim: C, at least the number of chunks.
+        kernel_sizes: Odd kernel size of each chunk of the channels.
+        expansion: Hidden channels as a multiple of C.
+        activation: A torch activation in lower case.
+        drop_path: Probability of leaving out the main path of a sample in training.
+        deploy_shortcut: ``"add"`` keeps the addition (8C² + 49C multiply-adds a position with the
+            defaults), ``"expand"`` folds it into the convolutions (15C² + 98C); it may be set
+            until the block is switched.
+        block: A conv block for the depthwise mixer, by name; None for the chunks.
+        block_options: Options of that conv block.
+        ndim: 1, 2 or 3 spatial axes.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_sizes: Sequence[int] = (7, 5, 3),
+        expansion: int = 4,
+        activation: str = "gelu",
+        drop_path: float = 0.0,
+        deploy_shortcut: str = "add",
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
+        ndim: int = 2,
+    ) -> None:
+        super().__init__()
+        if not kernel_sizes or dim < len(kernel_sizes):
+            raise ConfigurationError(
+                f"dim must be at least the number of kernel sizes, got {dim} channels for "
+                f"{len(kernel_sizes)} kernel sizes."
+            )
+        self.ndim = ndim
+        self.deploy_shortcut = deploy_shortcut
+        check_shortcut(deploy_shortcut)
+        shape: dict[str, Any] = {"groups": dim, "ndim": ndim, "activation": None}
+        largest = max(kernel_sizes)
+        self.mixer: nn.Module | None = (
+            MixedKernelBlock(dim, dim, largest, kernel_sizes=kernel_sizes, **shape)
+            if block is None
+            else create_block(block, dim, dim, largest, **shape, **(block_options or {}))
+        )
+        conv = CONV_CLASSES[ndim]
+        self.pw1: Conv = conv(dim, expansion * dim, 1)
+        self.act = create_activation(activation)
+        self.pw2: Conv = conv(expansion * dim, dim, 1)
+        self.drop_path = _drop_path(drop_path)
+        self.conv: Conv | None = None
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the mixer has become one convolution."""
+        return self.mixer is None
+
+    @property
+    def _adds(self) -> bool:
+        """Whether the shortcut is added; the expanded form carries it in its channels."""
+        return self.pw1.in_channels == self.pw2.out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
+        mixed = self.conv if self.mixer is None else self.mixer
+        y: Tensor = self.pw2(self.act(self.pw1(mixed(x))))  # type: ignore[misc]
+        return self.drop_path(y) + self.act(x) if self._adds else y
+
+    def _fold(self) -> None:
+        check_shortcut(self.deploy_shortcut)
+        mixer = self.mixer
+        if not isinstance(mixer, ConvBlock):
+            raise ConfigurationError(f"The mixer must be a conv block, got {mixer!r}.")
+        kernels = [mixer.equivalent_kernel(torch.float64)]
+        if self.deploy_shortcut == "expand":
+            reference = kernels[0].weight
+            kernels += [ConvKernel.from_conv(conv, reference) for conv in (self.pw1, self.pw2)]
+            kernels = expand_shortcut(kernels)
+        convs = [kernel.to_conv() for kernel in kernels]
+        for conv in convs:
+            take_after(conv, self)
+        self.mixer, self.conv, self.drop_path = None, convs[0], nn.Identity()
+        if len(convs) > 1:
+            self.pw1, self.pw2 = convs[1], convs[2]
+
+
+def check_shortcut(deploy_shortcut: str) -> None:
+    """Check the name of a deployed form of the shortcut.
+
+    Raises:
+        ConfigurationError: if it is not one.
+    """
+    if deploy_shortcut not in SHORTCUTS:
+        raise ConfigurationError(
+            f"deploy_shortcut must be one of {', '.join(SHORTCUTS)}, got {deploy_shortcut!r}."
+        )
+
+
+def _drop_path(probability: float) -> nn.Module:
+    if probability == 0.0:
+        return nn.Identity()
+    from timm.layers import DropPath
+
+    return DropPath(probability)

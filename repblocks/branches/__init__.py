@@ -1,0 +1,10 @@
+"""The branch tree that a block declares, and the shape it must fit."""
+
+from repblocks.branches.nodes import AveragePool as AveragePool
+from repblocks.branches.nodes import BatchNormPad as BatchNormPad
+from repblocks.branches.nodes import Pad as Pad
+from repblocks.branches.nodes import SplitConcat as SplitConcat
+from repblocks.branches.nodes import Subsample as Subsample
+from repblocks.branches.nodes import Sum as Sum
+from repblocks.branches.shape import ConvShape as ConvShape
+from repblocks.branches.shape import Size as Size

@@ -1,0 +1,201 @@
+"""The nodes of a branch tree: what a block sums, splits, pads and pools.
+
+A tree is made of these, of ``nn.Sequential`` for a series, and of torch's own layers. Each node
+says what it does to an affine map in the one table of rules; nothing else knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from types import EllipsisType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.axis import Axis
+from repblocks.algebra.normalization import batch_norm_map
+from repblocks.algebra.parallel import add, concat
+from repblocks.algebra.rules import apply, rule
+from repblocks.algebra.serial import compose
+from repblocks.algebra.special import average_pooling, zero_padding
+
+Pairs = tuple[tuple[int, int], ...]
+
+NORM_CLASSES: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {
+    1: nn.BatchNorm1d,
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+class Sum(nn.ModuleDict):
+    """Parallel branches of one input, summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
+        first, *others = self.values()
+        total: Tensor = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total
+
+
+@rule(Sum)
+def _sum(module: Sum, value: AffineMap, like: Tensor | None) -> AffineMap:
+    return add(*(apply(branch, value, like) for branch in module.values()))
+
+
+class SplitConcat(nn.ModuleList):
+    """Contiguous chunks of the channels, each through a branch of its own, concatenated.
+
+    Args:
+        sizes: Channels of each chunk.
+        branches: As many branches.
+    """
+
+    def __init__(self, sizes: Sequence[int], branches: Sequence[nn.Module]) -> None:
+        super().__init__(branches)
+        self.sizes = tuple(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
+        chunks = torch.split(x, list(self.sizes), dim=1)
+        return torch.cat([branch(c) for branch, c in zip(self, chunks, strict=True)], dim=1)
+
+
+@rule(SplitConcat)
+def _split_concat(module: SplitConcat, value: AffineMap, like: Tensor | None) -> AffineMap:
+    ends = [sum(module.sizes[:i]) for i in range(len(module.sizes) + 1)]
+    chunks = [value.rows(start, stop) for start, stop in pairwise(ends)]
+    return concat(*(apply(b, chunk, like) for b, chunk in zip(module, chunks, strict=True)))
+
+
+class Pad(nn.Module):
+    """Zero padding, ``(low, high)`` an axis; negative crops."""
+
+    def __init__(self, padding: Pairs) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad the spatial axes of ``(N, C, *spatial)``."""
+        return functional.pad(x, _torch_order(self.padding))
+
+    def extra_repr(self) -> str:
+        """Show the padding."""
+        return f"{self.padding}"
+
+
+@rule(Pad)
+def _pad(module: Pad, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    axes = [Axis(1, 1, low, high) for low, high in module.padding]
+    return compose(zero_padding(value.out_channels, axes), value)
+
+
+class Subsample(nn.Module):
+    """Keep every ``stride``-th position: the stride of a pointwise convolution.
+
+    A strided pointwise convolution of few channels in channels_last corrupts memory in the weight
+    gradient of some CPU builds of torch 2.15; this and a convolution of stride 1 do the same.
+    """
+
+    def __init__(self, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to every ``stride``-th position of it."""
+        taken: list[slice | EllipsisType] = [...]
+        taken += [slice(None, None, step) for step in self.stride]
+        return x[tuple(taken)]
+
+    def extra_repr(self) -> str:
+        """Show the stride."""
+        return f"stride={self.stride}"
+
+
+@rule(Subsample)
+def _subsample(module: Subsample, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    axes = [Axis(1, stride) for stride in module.stride]
+    return compose(zero_padding(value.out_channels, axes), value)
+
+
+class AveragePool(nn.Module):
+    """Average pooling without padding, dilated if wished, in 1, 2 or 3 dimensions."""
+
+    def __init__(
+        self, kernel_size: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.axes = tuple(
+            map(Axis, kernel_size, stride, (0,) * len(stride), (0,) * len(stride), dilation)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to the averages of its windows."""
+        sizes = [axis.size for axis in self.axes]
+        weight = x.new_full((x.shape[1], 1, *sizes), 1 / torch.Size(sizes).numel())
+        stride = [axis.stride for axis in self.axes]
+        dilation = [axis.dilation for axis in self.axes]
+        return _CONV[len(sizes)](x, weight, None, stride, 0, dilation, x.shape[1])
+
+    def extra_repr(self) -> str:
+        """Show the windows."""
+        return f"{self.axes}"
+
+
+@rule(AveragePool)
+def _average_pool(module: AveragePool, value: AffineMap, like: Tensor | None) -> AffineMap:
+    return compose(average_pooling(value.out_channels, module.axes, like), value)
+
+
+class BatchNormPad(nn.Module):
+    """Batch normalisation, then padding with what it gives on zeros.
+
+    The padding makes the next, unpadded convolution see what a padded one before the normalisation
+    would give, so that the two fold into one kernel that is exact at the border. The border comes
+    from the running statistics and carries no gradient, in training too.
+
+    Source:
+        Ding et al., Diverse Branch Block, CVPR 2021, section 3.2, https://arxiv.org/abs/2103.13425
+    """
+
+    def __init__(self, channels: int, padding: Pairs) -> None:
+        super().__init__()
+        self.norm = NORM_CLASSES[len(padding)](channels)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to the padded normalisation of it."""
+        y: Tensor = self.norm(x)
+        sides = _torch_order(self.padding)
+        outside = 1 - functional.pad(y.new_ones(1, 1, *y.shape[2:]), sides)
+        border = self._image_of_zero().to(y.dtype).view(-1, *(1,) * len(self.padding))
+        return functional.pad(y, sides) + border * outside
+
+    def _image_of_zero(self) -> Tensor:
+        norm = self.norm
+        if norm.running_mean is None or norm.running_var is None:
+            raise RuntimeError("BatchNormPad needs running statistics; do not switch them off.")
+        with torch.no_grad():
+            factor = (norm.running_var + norm.eps).rsqrt()
+            return norm.bias - norm.running_mean * norm.weight * factor
+
+
+@rule(BatchNormPad)
+def _batch_norm_pad(module: BatchNormPad, value: AffineMap, like: Tensor | None) -> AffineMap:
+    own = batch_norm_map(module.norm, like).with_axes(len(module.padding))
+    padded = replace(own, axes=tuple(Axis(1, 1, low, high) for low, high in module.padding))
+    return compose(padded, value)
+
+
+def _torch_order(padding: Pairs) -> list[int]:
+    """Flatten pairs for ``functional.pad``, where the last axis comes first."""
+    return [side for pair in reversed(padding) for side in pair]

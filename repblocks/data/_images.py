@@ -1,0 +1,81 @@
+"""Map-style data sets of PIL images, and the two wrappers that turn them into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from repblocks.data._seeding import seeded
+
+Transform = Callable[[Image.Image], Tensor]
+Labelled = tuple[Image.Image, int]
+
+
+class Images(Protocol):
+    """What a data module loads: a sized sequence of images with their class indices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Labelled: ...
+
+
+class ArrayImages:
+    """Images that are held in memory.
+
+    Args:
+        pixels: ``(N, H, W)`` for grey or ``(N, H, W, 3)`` for colour images, uint8.
+        targets: Class indices ``(N,)``.
+    """
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], targets: npt.NDArray[np.integer]) -> None:
+        self.pixels = pixels
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Labelled:
+        return Image.fromarray(self.pixels[index]), int(self.targets[index])
+
+
+class TrainingImages(Dataset[tuple[Tensor, int]]):
+    """Augment each image as a function of the seed, the epoch and its index alone.
+
+    It is indexed by the pairs of ``EpochSampler``. A bare index stands for epoch 0: Lightning's
+    ``overfit_batches`` puts a sequential sampler of its own in place of ours.
+    """
+
+    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int] | int) -> tuple[Tensor, int]:
+        epoch, index = position if isinstance(position, tuple) else (0, position)
+        image, target = self.images[index]
+        with seeded(self.seed, epoch, index):
+            return self.transform(image), target
+
+
+class EvaluationImages(Dataset[tuple[Tensor, int]]):
+    """Pass each image through the evaluation transform."""
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, target = self.images[index]
+        return self.transform(image), target

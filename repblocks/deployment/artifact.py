@@ -1,0 +1,143 @@
+"""The artifact: one folder that appears whole or not at all, and its `config.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
+from repblocks.errors import ConfigurationError
+
+REPORT_FILE = "report.json"
+
+
+@contextlib.contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a folder beside ``output`` that becomes ``output`` if the body ends without an error.
+
+    An artifact that is already there is replaced only then. After an error everything is as it
+    was before.
+
+    Raises:
+        ConfigurationError: if ``output`` cannot be written, or holds something else than an
+            artifact; before the body runs.
+    """
+    output = output.absolute()
+    _check_replaceable(output)
+    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
+    created = [p for p in output.parents if not p.exists()]
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        _remove(folder, created)
+        raise ConfigurationError(
+            f"output cannot be written: {output} ({error.strerror}). Choose a folder that you "
+            "may write to."
+        ) from error
+    try:
+        yield folder
+        _replace(output, folder)
+    except BaseException:
+        _remove(folder, created)
+        raise
+
+
+def write_config(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
+    """Write what timm and `repblocks.load` need to rebuild the network, and what its users need.
+
+    Args:
+        folder: Where to.
+        model: The deployed network.
+        description: ``model`` (``name`` and ``kwargs`` in timm's registry; without it the
+            network cannot be rebuilt by name), ``num_classes``, ``preprocessing``,
+            ``class_names``.
+    """
+    named = description.get("model")
+    preprocessing = dict(description.get("preprocessing") or {})
+    class_names = list(description.get("class_names") or ())
+    config = {
+        "architecture": named["name"] if named else type(model).__name__,
+        "num_classes": description["num_classes"],
+        "num_features": getattr(model, "num_features", None),
+        "label_names": class_names or None,
+        "model_args": {**named.get("kwargs", {}), "deploy": True} if named else {},
+        "pretrained_cfg": _pretrained_cfg(model, preprocessing, description["num_classes"]),
+        "format_version": FORMAT_VERSION,
+        "rebuild": bool(named),
+        "preprocessing": preprocessing,
+        "class_names": class_names,
+    }
+    write_json(folder / CONFIG_FILE, {k: v for k, v in config.items() if v is not None})
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain Python values.
+
+    Raises:
+        ConfigurationError: if a value is not plain.
+    """
+    try:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path.name} can hold plain values only (dict, list, str, int, float, bool, None): "
+            f"{error}."
+        ) from error
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _pretrained_cfg(
+    model: nn.Module, preprocessing: Mapping[str, Any], num_classes: int
+) -> dict[str, Any]:
+    """Describe weights and preprocessing in timm's words."""
+    from timm.models import PretrainedCfg
+
+    known = {field.name for field in fields(PretrainedCfg)}
+    own = getattr(model, "pretrained_cfg", None) or {}
+    return {
+        **{key: own[key] for key in ("first_conv", "classifier", "pool_size") if key in own},
+        **{key: value for key, value in preprocessing.items() if key in known},
+        "num_classes": num_classes,
+        "custom_load": False,
+    }
+
+
+def _check_replaceable(output: Path) -> None:
+    if not output.exists():
+        return
+    is_artifact = (output / REPORT_FILE).is_file() and (output / CONFIG_FILE).is_file()
+    if not output.is_dir() or (any(output.iterdir()) and not is_artifact):
+        raise ConfigurationError(
+            f"output exists and is not an artifact: {output}. Only an artifact or an empty folder "
+            "is replaced; choose another folder or remove this one."
+        )
+
+
+def _replace(output: Path, folder: Path) -> None:
+    """Rename the new folder into place; the old one is put back if that fails."""
+    old = output.with_name(f"{folder.name}.old")
+    if output.exists():
+        output.rename(old)
+    try:
+        folder.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path, created: list[Path]) -> None:
+    """Remove the folder, and the folders above it that were made for it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for parent in created:
+            parent.rmdir()

@@ -1,0 +1,55 @@
+"""What an export format is, and the list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from repblocks.errors import UnknownNameError
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a deployed network into the artifact.
+
+    Args:
+        name: What the configuration calls it.
+        file: The file it writes, relative to the artifact.
+        write: Called with the network, an example batch and the folder.
+        read: Called with the folder and the network that was written, which only formats that
+            hold nothing but weights may use; returns the written network as a callable.
+    """
+
+    name: str
+    file: str
+    write: Callable[[nn.Module, Tensor, Path], None]
+    read: Callable[[Path, nn.Module], Run]
+
+
+_FORMATS: dict[str, Format] = {}
+
+
+def register_format(new: Format) -> None:
+    """Make a format known under its name."""
+    _FORMATS[new.name] = new
+
+
+def get_format(name: str) -> Format:
+    """Look a format up.
+
+    Raises:
+        UnknownNameError: if there is no such format.
+    """
+    if name not in _FORMATS:
+        raise UnknownNameError("export format", name, _FORMATS)
+    return _FORMATS[name]
+
+
+def list_formats() -> list[str]:
+    """List the names of all formats in the order they were registered."""
+    return list(_FORMATS)

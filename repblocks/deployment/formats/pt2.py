@@ -1,0 +1,28 @@
+"""torch.export's archive: the network without its Python classes, for torch and its compilers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.deployment.formats._program import export_program, silence
+from repblocks.deployment.formats._registry import Format, Run, register_format
+
+FILE = "model.pt2"
+
+
+def write(model: nn.Module, example: Tensor, folder: Path) -> None:
+    """Write the network for any batch size, without sample inputs."""
+    with silence():
+        torch.export.save(export_program(model, example), folder / FILE)
+
+
+def read(folder: Path, _model: nn.Module) -> Run:
+    """Load the archive as a module."""
+    with silence():
+        return torch.export.load(folder / FILE).module()
+
+
+register_format(Format("pt2", FILE, write, read))

@@ -1,0 +1,94 @@
+"""Deploy a checkpoint: rebuild its network from the file alone, fold it, prove it, write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repblocks.data import ImageDataModule
+from repblocks.deployment.load import build
+from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.report import DeploymentReport
+from repblocks.errors import ConfigurationError, DataError
+from repblocks.folding.switch import fold_blocks
+from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
+
+_EXAMPLE_IMAGES = 8
+
+
+def deploy_checkpoint(
+    path: str | Path,
+    output: str | Path,
+    *,
+    data: ImageDataModule | None = None,
+    formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
+    block_options: Mapping[str, Any] | None = None,
+) -> DeploymentReport:
+    """Deploy the evaluation weights of a checkpoint.
+
+    Args:
+        path: A checkpoint that training wrote; nothing else is needed.
+        output: The artifact's folder; it appears whole or not at all.
+        data: Where the validation images come from. Without it, or without its files, the report
+            says so.
+        formats: Names of the formats to write.
+        block_options: Options of the blocks that change the deployed form, over the checkpoint's.
+
+    Raises:
+        CheckpointError: if the file is no checkpoint, or does not fit the network it names.
+        VerificationError: if the folded network or a written form is another function.
+        ConfigurationError: if the data is not prepared as in training, or ``output`` cannot be
+            written.
+    """
+    checkpoint = read_checkpoint(path)
+    arguments = dict(checkpoint.model_kwargs)
+    if block_options:
+        arguments["block_options"] = {**arguments.get("block_options", {}), **block_options}
+    training_form = build(checkpoint.model_name, arguments, Path(path))
+    load_weights(training_form, checkpoint.state_dict, new_head=False)
+    training_form.eval()
+    validation, note = _validation_batches(data, checkpoint)
+    folded, blocks = fold_blocks(training_form)
+    return deploy(
+        training_form,
+        folded,
+        output=output,
+        description={
+            "model": {"name": checkpoint.model_name, "kwargs": arguments},
+            "preprocessing": checkpoint.preprocessing,
+            "class_names": checkpoint.class_names,
+        },
+        example_input=_example(checkpoint.preprocessing),
+        validation=validation,
+        formats=formats,
+        blocks=blocks,
+        note=note,
+    )
+
+
+def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) -> tuple[Any, str]:
+    """Give the validation batches, or None and why there are none."""
+    if data is None:
+        return None, "no validation data was given"
+    try:
+        data.setup("validate")
+    except DataError as error:
+        return None, f"no validation data was found: {error}"
+    ours, theirs = json.dumps(checkpoint.preprocessing), json.dumps(data.preprocessing)
+    if ours != theirs:
+        raise ConfigurationError(
+            f"The validation images are prepared as {theirs}, but the network was trained for "
+            f"{ours}. Use the data options of the training run."
+        )
+    return data.val_dataloader(), ""
+
+
+def _example(preprocessing: Mapping[str, Any]) -> Tensor:
+    """Make seeded noise of the size and spread of normalised images: reports are repeatable."""
+    shape = (_EXAMPLE_IMAGES, *preprocessing["input_size"])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,154 @@
+"""From a training form and its fold to an artifact: verify, compare, write, run what is written."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.deployment.accuracy import compare_predictions
+from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
+from repblocks.deployment.cost import count_cost, measure_latency
+from repblocks.deployment.formats import Format, get_format
+from repblocks.deployment.report import DeploymentReport
+from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.folding.recording import evaluation_copy
+from repblocks.folding.reference import Comparison, Reference
+from repblocks.folding.switch import FoldedBlock
+from repblocks.folding.verification import verify
+
+_PACKAGES = ("repblocks", "torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
+# Written forms are run at these batch sizes; graphs are exported with another one.
+_BATCH_SIZES, _EXPORT_BATCH_SIZE = (1, 2, 5), 3
+
+
+def deploy(
+    training_form: nn.Module,
+    folded: nn.Module,
+    *,
+    output: str | Path,
+    description: Mapping[str, Any],
+    example_input: Tensor,
+    validation: Iterable[tuple[Tensor, Tensor]] | None = None,
+    formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
+    blocks: Sequence[FoldedBlock] = (),
+    note: str = "no validation data was given",
+) -> DeploymentReport:
+    """Prove that a folded network is its training form, and write it in each format.
+
+    Each written form is loaded from its file, run at several batch sizes and compared with a
+    float64 run of the training form before the folder appears. Everything runs on the CPU, on
+    copies: both networks stay as they are.
+
+    Args:
+        training_form: The network with its branches, in any mode.
+        folded: The same network after folding.
+        output: The artifact's folder; it appears whole or not at all.
+        description: ``model`` (``{"name", "kwargs"}`` in timm's registry; leave it out for a
+            network that no name can rebuild), ``preprocessing`` and ``class_names``.
+        example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
+        validation: Batches of images and class numbers, or None.
+        formats: Names of the formats to write.
+        blocks: What became of each block, for the report.
+        note: What the report says if there is no validation data.
+
+    Raises:
+        VerificationError: if the folded network or a written form is another function.
+        ConfigurationError: if ``output`` cannot be written, a format is unknown, or the example is
+            not a float32 batch.
+        RepblocksError: if a form cannot be written.
+    """
+    chosen = [get_format(name) for name in formats]
+    if example_input.dtype is not torch.float32 or example_input.numel() == 0:
+        raise ConfigurationError(
+            f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
+            f"{tuple(example_input.shape)}."
+        )
+    with staged(Path(output)) as folder:
+        before, after = evaluation_copy(training_form).cpu(), evaluation_copy(folded).cpu()
+        verification = verify(before, after, example_input)
+        agreement = None if validation is None else compare_predictions(before, after, validation)
+        named = description.get("model") or {"name": type(folded).__name__}
+        write_config(
+            folder, after, {**description, "num_classes": _num_classes(after, example_input)}
+        )
+        forms = _write_formats(chosen, before, after, example_input, folder)
+        report = DeploymentReport(
+            model=dict(named),
+            training_form=count_cost(before, example_input[:1]),
+            deployed_form=count_cost(after, example_input[:1]),
+            blocks=tuple(blocks),
+            verification=verification,
+            forms=forms,
+            agreement=agreement,
+            note="" if agreement else note,
+            sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+            versions=_versions(),
+            measured=_measure(before, after, example_input),
+        )
+        write_json(folder / REPORT_FILE, report.to_dict())
+        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    return report
+
+
+def _write_formats(
+    formats: Sequence[Format], before: nn.Module, after: nn.Module, images: Tensor, folder: Path
+) -> dict[str, Comparison]:
+    """Write each form, load it from its file and keep its worst comparison."""
+    references = [Reference(before, _cycle(images, n), images.dtype) for n in _BATCH_SIZES]
+    compared = {}
+    for form in formats:
+        try:
+            form.write(after, _cycle(images, _EXPORT_BATCH_SIZE), folder)
+            run = form.read(folder, after)
+        except Exception as error:  # exporters and runtimes raise classes of their own
+            raise RepblocksError(f"{form.file} could not be written: {error}") from error
+        found = [_compare(form, run, reference) for reference in references]
+        compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
+    return compared
+
+
+def _compare(form: Format, run: Any, reference: Reference) -> Comparison:
+    """Run a written form on a reference's input.
+
+    Raises:
+        VerificationError: if it is another function.
+    """
+    with torch.inference_mode():
+        found = reference.compare_output(run(*reference.inputs))
+    if not found.passed:
+        raise VerificationError(
+            f"{form.file}, loaded and run on {len(reference.inputs[0])} images, differs from the "
+            f"training form: RMS difference {found.rms_rel:.3g}, allowed {found.tolerance:.3g}.",
+            difference=found.rms_rel,
+            tolerance=found.tolerance,
+        )
+    return found
+
+
+def _cycle(images: Tensor, count: int) -> Tensor:
+    """Give this many images, from the start again if there are fewer."""
+    return images[torch.arange(count) % len(images)]
+
+
+def _num_classes(model: nn.Module, images: Tensor) -> int:
+    with torch.inference_mode():
+        return int(model(images[:1]).shape[-1])
+
+
+def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, Any]:
+    training, deployed = measure_latency([before, after], images)
+    return {
+        "batch_size": len(images),
+        "threads": torch.get_num_threads(),
+        "latency_ms": {"training_form": training, "deployed_form": deployed},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

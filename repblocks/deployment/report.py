@@ -1,0 +1,131 @@
+"""What a deployment did and proved: as JSON, as Markdown and as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from repblocks.deployment.accuracy import Agreement
+from repblocks.deployment.cost import Cost
+from repblocks.folding.reference import Comparison
+from repblocks.folding.switch import FoldedBlock
+from repblocks.folding.verification import Verification
+
+Rows = list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class DeploymentReport:
+    """Everything that was counted, compared and measured.
+
+    Args:
+        model: Name and arguments of the network in timm's registry, or its class alone.
+        training_form: Cost with branches.
+        deployed_form: Cost after folding.
+        blocks: What became of each block.
+        verification: The folded network against a float64 run of the training form.
+        forms: The same for each written form, loaded from its file.
+        agreement: Both forms on the validation images, or None.
+        note: Why there is no ``agreement``; empty if there is one.
+        sizes: Bytes of each written file.
+        versions: Of the packages that wrote the artifact.
+        measured: Latencies in milliseconds; the only part that another run does not repeat.
+    """
+
+    model: Mapping[str, Any]
+    training_form: Cost
+    deployed_form: Cost
+    blocks: tuple[FoldedBlock, ...]
+    verification: Verification
+    forms: Mapping[str, Comparison]
+    agreement: Agreement | None
+    note: str
+    sizes: Mapping[str, int]
+    versions: Mapping[str, str]
+    measured: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain Python values."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """Give the report as a page of Markdown."""
+        versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
+        blocks = [
+            (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
+            for b in self.blocks
+        ]
+        sections = [
+            f"# {self.model['name']}",
+            _markdown(("", "training form", "deployed form"), self._cost_rows()),
+            self._verdict(),
+            "Difference from a float64 run of the training form, RMS relative to the part of the "
+            "output that depends on the input:",
+            _markdown(("form", "difference", "allowed"), self._proof_rows()),
+            _markdown(("file", "size"), self._file_rows()),
+            _markdown(("block", "kind", "parameters", "after folding"), blocks),
+            f"Written with {versions}.",
+        ]
+        return "\n\n".join(sections) + "\n"
+
+    def to_table(self) -> Table:
+        """Give the report as a table for the terminal."""
+        table = Table("", "training form", "deployed form", title=self.model["name"])
+        table.caption = self._verdict()
+        for row in self._cost_rows():
+            table.add_row(*row)
+        table.add_section()
+        for form, difference, allowed in self._proof_rows():
+            table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
+        table.add_section()
+        for file, size in self._file_rows():
+            table.add_row(file, "", size)
+        return table
+
+    def _cost_rows(self) -> Rows:
+        before, after, latency = self.training_form, self.deployed_form, self.measured["latency_ms"]
+        rows: Rows = [
+            ("parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+            ("multiply-adds", f"{before.macs:,}", f"{after.macs:,}"),
+            ("convolutions", str(before.convolutions), str(after.convolutions)),
+            (
+                f"latency, batch {self.measured['batch_size']}",
+                f"{latency['training_form']:.2f} ms",
+                f"{latency['deployed_form']:.2f} ms",
+            ),
+        ]
+        if self.agreement is not None:
+            found = self.agreement
+            rows += [
+                ("top-1", f"{found.training_top1:.2%}", f"{found.deployed_top1:.2%}"),
+                ("top-5", f"{found.training_top5:.2%}", f"{found.deployed_top5:.2%}"),
+            ]
+        return rows
+
+    def _proof_rows(self) -> Rows:
+        proofs = {"folded": self.verification, **self.forms}
+        return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
+
+    def _file_rows(self) -> Rows:
+        return [(file, _readable(size)) for file, size in self.sizes.items()]
+
+    def _verdict(self) -> str:
+        if self.agreement is None:
+            return f"No validation images were compared: {self.note}."
+        return (
+            f"The predicted class differs for {self.agreement.num_differing} of "
+            f"{self.agreement.num_images} validation images."
+        )
+
+
+def _markdown(header: tuple[str, ...], rows: Rows) -> str:
+    """Give a Markdown table."""
+    rule = ("---",) * len(header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

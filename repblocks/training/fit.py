@@ -1,0 +1,165 @@
+"""Train a network, from built parts to checkpoints, logs and a picture of the curves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+
+from repblocks.data import ImageDataModule
+from repblocks.errors import ConfigurationError
+from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
+from repblocks.training.classifier import ImageClassifier
+from repblocks.training.config import TrainingConfig
+from repblocks.training.curves import draw_curves
+from repblocks.training.guard import NonFiniteGuard
+from repblocks.training.metrics_log import MetricsLog
+from repblocks.training.saving import BEST, LAST, checkpoint_callbacks
+from repblocks.training.seeding import BatchSeed
+from repblocks.training.trainer import build_trainer, quiet
+
+_LOG_EVERY_N_STEPS = 50
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        metrics: The last value of everything measured, and ``best_val_top1``.
+        best: The checkpoint with the highest ``val_top1``, if there was a validation.
+        last: The checkpoint of the end, if one was written.
+        seconds: The time of training and validation.
+    """
+
+    metrics: dict[str, float]
+    best: Path | None
+    last: Path | None
+    seconds: float
+
+
+def _resumed_step(classifier: ImageClassifier, ckpt_path: Path) -> int:
+    """Check that a checkpoint fits before anything starts, and give its number of updates."""
+    raw = read_checkpoint(ckpt_path).raw
+    check_weights(classifier, raw["state_dict"])
+    return int(raw["global_step"])
+
+
+def _prepare_output(output: Path, *, is_resumed: bool) -> Path:
+    """Give the folder of the checkpoints; a run is never written over another one."""
+    folder = output / "checkpoints"
+    if not is_resumed and (output / "metrics.csv").exists():
+        raise ConfigurationError(
+            f"{output} already holds a run. Choose another folder, or continue the run with "
+            f"ckpt_path={folder / LAST}."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot write into the output folder: {error}.") from error
+    return folder
+
+
+def _tensorboard(output: Path, first_step: int) -> TensorBoardLogger:
+    """Log for TensorBoard, and hide what the interrupted run logged after its checkpoint."""
+    purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
+    return TensorBoardLogger(output, name="", version="tensorboard", **purge)
+
+
+def _callbacks(
+    config: TrainingConfig, trainer: Mapping[str, Any], output: Path, folder: Path
+) -> list[pl.Callback]:
+    every = trainer.get("log_every_n_steps", _LOG_EVERY_N_STEPS)
+    return [
+        BatchSeed(config.seed),
+        NonFiniteGuard(config.non_finite_patience),
+        MetricsLog(output / "metrics.csv", every),
+        *checkpoint_callbacks(
+            config, folder, has_validation=trainer.get("limit_val_batches") not in (0, 0.0)
+        ),
+    ]
+
+
+def _result(runner: pl.Trainer, folder: Path, seconds: float) -> TrainingResult:
+    metrics = {name: float(value) for name, value in runner.callback_metrics.items()}
+    for callback in runner.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val_top1":
+            score = callback.best_model_score
+            metrics |= {} if score is None else {"best_val_top1": float(score)}
+    best, last = folder / BEST, folder / LAST
+    return TrainingResult(
+        metrics=metrics,
+        best=best if best.exists() else None,
+        last=last if last.exists() else None,
+        seconds=seconds,
+    )
+
+
+def train(
+    config: TrainingConfig,
+    model: nn.Module,
+    data: ImageDataModule,
+    trainer: Mapping[str, Any],
+    *,
+    output: Path,
+    description: Mapping[str, Any],
+    ckpt_path: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> TrainingResult:
+    """Train a network.
+
+    Writes ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``step=N.ckpt``), ``metrics.csv``,
+    ``curves.png`` and ``tensorboard/`` into ``output``.
+
+    Args:
+        config: What happens in training.
+        model: Maps images ``(N, C, H, W)`` to scores ``(N, num_classes)``; it is trained in place.
+        data: The data set.
+        trainer: Arguments of Lightning's Trainer: ``max_epochs``, ``precision``, ``devices``,
+            ``gradient_clip_val``, ``accumulate_grad_batches`` and so on.
+        output: The folder of the run.
+        description: What checkpoints say about the run: ``config`` (nested dict) and ``model``
+            (``name`` and ``kwargs`` in timm's registry).
+        ckpt_path: A checkpoint to continue from, exactly.
+        callbacks: More callbacks of Lightning.
+
+    Raises:
+        ConfigurationError: if an option is not possible.
+        CheckpointError: if ``ckpt_path`` cannot be read, or is of another network.
+        NonFiniteLossError: if the loss was not finite several times in a row.
+    """
+    epochs = trainer.get("max_epochs")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigurationError(f"trainer.max_epochs must be at least 1, got {epochs!r}.")
+    classifier = ImageClassifier(
+        model,
+        data.num_classes,
+        config,
+        batch_size=data.batch_size,
+        description=describe(
+            description, preprocessing=data.preprocessing, class_names=data.class_names
+        ),
+    )
+    step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path)
+    folder = _prepare_output(output, is_resumed=ckpt_path is not None)
+    pl.seed_everything(config.seed, verbose=False)
+    runner = build_trainer(
+        trainer,
+        callbacks=[*callbacks, *_callbacks(config, trainer, output, folder)],
+        tensorboard=_tensorboard(output, step + 1 if step else 0) if config.tensorboard else None,
+        output=output,
+    )
+    start = time.perf_counter()
+    with quiet():
+        runner.fit(classifier, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    seconds = time.perf_counter() - start
+    if runner.is_global_zero and (output / "metrics.csv").exists():
+        draw_curves(output / "metrics.csv", output / "curves.png")
+    return _result(runner, folder, seconds)

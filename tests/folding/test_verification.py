@@ -1,0 +1,273 @@
+"""`verify` accepts a right fold, catches a wrong one, and names where it is wrong."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from repblocks.errors import ConfigurationError, VerificationError
+from repblocks.folding.reference import Reference
+from repblocks.folding.verification import verify
+
+
+class TwoBranches(nn.Module):
+    """relu(bn(conv3x3) + bn(conv1x1)), which folds itself into one convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.branches: nn.ModuleList | None = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, channels, k, padding=k // 2, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+            for k in (3, 1)
+        )
+        self.tail = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.branches is None:
+            return self.tail(self.conv(x))
+        return self.tail(self.branches[0](x) + self.branches[1](x))
+
+    def fold(self) -> None:
+        dtype = next(self.parameters()).dtype
+        large, small = (fuse_conv_bn_eval(*branch) for branch in self.branches.double())
+        large.weight.data[:, :, 1:2, 1:2] += small.weight.data
+        large.bias.data += small.bias.data
+        self.branches, self.conv = None, large.to(dtype)
+
+
+def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:
+    """Three blocks with statistics of their own input, then perturbed, and a head."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        *(TwoBranches(8) for _ in range(3)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10),
+    )
+    for _ in range(20):
+        model(torch.randn(8, 3, 10, 10))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var *= torch.rand(8) + 0.5
+            nn.init.normal_(module.bias)
+    return model.eval().to(dtype)
+
+
+def fold(model: nn.Sequential) -> nn.Sequential:
+    folded = copy.deepcopy(model)
+    for block in folded:
+        if isinstance(block, TwoBranches):
+            block.fold()
+    return folded
+
+
+def images(count: int = 8) -> Tensor:
+    return torch.randn(count, 3, 10, 10, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_accepts_a_right_fold(dtype: torch.dtype) -> None:
+    model = network(dtype)
+    found = verify(model, fold(model), images())
+    limits = {torch.float64: 1.1e-10, torch.float32: 1e-4, torch.bfloat16: 1.0}
+    assert 0 < found.rms_rel <= found.tolerance < limits[dtype]
+    assert found.rms_rel <= found.max_rel
+    assert found.max_abs > 0
+    assert found.dtype == str(dtype).removeprefix("torch.")
+    assert found.first_difference is None
+    # Four modules at the top beside the blocks, the blocks and their tails.
+    assert found.num_modules == 4 + 3 * 2
+    assert (found.own_rms_rel == 0) == (dtype is torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_accepts_right_folds_of_few_output_values(seed: int) -> None:
+    model = network(seed=seed)
+    verify(model, fold(model), images(1))
+
+
+def test_leaves_both_models_and_the_random_state_alone() -> None:
+    model = network()
+    folded = fold(model)
+    model.train()
+    model[1].eval()
+    before = copy.deepcopy((model.state_dict(), folded.state_dict()))
+    modes = [m.training for m in (*model.modules(), *folded.modules())]
+    random_state = torch.get_rng_state()
+    verify(model, folded, images())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [m.training for m in (*model.modules(), *folded.modules())] == modes
+    for old, new in zip(before, (model.state_dict(), folded.state_dict()), strict=True):
+        assert all(torch.equal(old[name], new[name]) for name in new)
+    assert not any(m._forward_hooks for m in (*model.modules(), *folded.modules()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize("what", ["bias", "scale"])
+def test_catches_sabotage_and_names_the_block(dtype: torch.dtype, block: int, what: str) -> None:
+    model = network(dtype)
+    folded = fold(model)
+    if what == "bias":
+        folded[block].conv.bias.data[0] = 0
+    else:
+        folded[block].conv.weight.data *= 1.001
+    with pytest.raises(VerificationError, match=f"first module that differs is '{block}'") as info:
+        verify(model, folded, images())
+    assert info.value.path == str(block)
+    assert info.value.difference > info.value.tolerance
+    assert f"{info.value.difference:.3g}" in str(info.value)
+    assert f"allowed {info.value.tolerance:.3g}" in str(info.value)
+
+
+def test_names_a_plain_layer() -> None:
+    model = network()
+    folded = fold(model)
+    folded[6].bias.data[3] += 0.01
+    with pytest.raises(VerificationError, match="'6'"):
+        verify(model, folded, images())
+
+
+def test_convolution_that_takes_its_norm_in_is_no_difference() -> None:
+    model = network()
+    chain = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    model.insert(2, chain.eval())
+    folded = fold(model)
+    folded[2][0], folded[2][1] = fuse_conv_bn_eval(folded[2][0], folded[2][1]), nn.Identity()
+    verify(model, folded, images())
+    folded[2][3].weight.data *= 1.001
+    with pytest.raises(VerificationError, match=r"'2\.3'"):
+        verify(model, folded, images())
+
+
+def killing_norm(dtype: torch.dtype) -> nn.BatchNorm2d:
+    """A norm whose statistics leave a millionth of the signal beside its bias."""
+    norm = nn.BatchNorm2d(8, dtype=dtype).eval()
+    nn.init.constant_(norm.running_var, 1e12)
+    nn.init.uniform_(norm.bias, 0.5, 1)
+    return norm
+
+
+def test_catches_sabotage_that_the_output_hardly_shows() -> None:
+    model = network(torch.float64)
+    model.insert(3, killing_norm(torch.float64))
+    folded = fold(model)
+    verify(model, folded, images())
+    folded[1].conv.weight.data *= 1 + 1e-8
+    x = images().double()
+    truth = model(x).detach()
+    # Relative to the output this is less than the tolerance of 1e-10, so it would pass.
+    assert float((folded(x) - truth).norm().detach() / truth.norm()) < 1e-11
+    with pytest.raises(VerificationError, match="'1'"):
+        verify(model, folded, images())
+
+
+def test_catches_sabotage_that_a_later_layer_hides_completely() -> None:
+    model = network()
+    norm = killing_norm(torch.float32)
+    model.insert(3, nn.Sequential(norm))
+    nn.init.constant_(norm.running_var, 1e18)
+    folded = fold(model)
+    verify(model, folded, images())
+    folded[1].conv.weight.data *= 1.001
+    with pytest.raises(VerificationError, match="The output agrees, but a block .* '1'"):
+        verify(model, folded, images())
+
+
+def test_refuses_an_output_that_does_not_depend_on_the_input() -> None:
+    model = network()
+    nn.init.zeros_(model[6].weight)
+    with pytest.raises(VerificationError, match="does not depend on its input"):
+        verify(model, fold(model), images())
+
+
+class Structured(nn.Module):
+    """Gives what the constructor says it gives."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> object:
+        y = self.layer(x)
+        return {
+            "tuple": (y, y.sum(1)),
+            "list": [y, None],
+            "dict": {"scores": y, "features": (y, 2 * y)},
+            "text": "nothing",
+        }[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["tuple", "list", "dict"])
+def test_compares_every_tensor_of_an_output(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Structured(kind)
+    x = torch.randn(5, 4)
+    verify(model, copy.deepcopy(model), x)
+    other = copy.deepcopy(model)
+    other.layer.weight.data *= 1.001
+    with pytest.raises(VerificationError, match="'layer'"):
+        verify(model, other, x)
+
+
+def test_refuses_other_outputs() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4)
+    with pytest.raises(ConfigurationError, match="holds no tensor"):
+        verify(Structured("text"), Structured("text"), x)
+    expected = r"'\[1\]': \(5,\)\}, the original's \{\"\['scores'\]\": \(5, 3\)"
+    with pytest.raises(VerificationError, match=expected):
+        verify(Structured("dict"), Structured("tuple"), x)
+    with pytest.raises(VerificationError, match=r"\{'': \(5, 2\)\}, the original's \{'': \(5, 3\)"):
+        verify(nn.Linear(4, 3), nn.Linear(4, 2), x)
+
+
+def test_outputs_that_are_not_finite_are_named() -> None:
+    model = network()
+    folded = fold(model)
+    folded[2].conv.bias.data[0] = torch.nan
+    with pytest.raises(VerificationError, match="not finite in 80 of 80 values.* '2'"):
+        verify(model, folded, images())
+    with pytest.raises(VerificationError, match="The original's output is not finite in 80 of 80"):
+        verify(folded, model, images())
+
+
+def test_tolerance_can_be_set() -> None:
+    model = network()
+    folded = fold(model)
+    folded[6].weight.data *= 1.001
+    assert verify(model, folded, images(), tolerance=0.1).rms_rel > 1e-5
+    with pytest.raises(VerificationError, match=r"allowed 1e-05"):
+        verify(model, folded, images(), tolerance=1e-5)
+
+
+def test_takes_several_inputs_and_indices() -> None:
+    class TwoInputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+
+        def forward(self, indices: Tensor, scale: float) -> Tensor:
+            return self.embedding(indices) * scale
+
+    torch.manual_seed(0)
+    model, inputs = TwoInputs(), (torch.tensor([[0, 3], [6, 1]]), 2.0)
+    verify(model, copy.deepcopy(model), inputs)
+    other = copy.deepcopy(model)
+    other.embedding.weight.data[3] *= 1.01
+    with pytest.raises(VerificationError):
+        verify(model, other, inputs)
+
+
+def test_unknown_dtype_is_refused() -> None:
+    message = r"No tolerance is known for torch.complex64; known: torch.float64, torch.float32"
+    with pytest.raises(ConfigurationError, match=message):
+        Reference(nn.Linear(2, 2), torch.randn(2, 2), torch.complex64)
