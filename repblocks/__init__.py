@@ -1,1 +1,41 @@
-"""Train with many branches, deploy one convolution, and know that they are the same function."""
+"""Train with many branches, deploy one convolution, and know that they are the same function.
+
+Importing the package loads nothing: the names below load where they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repblocks.algebra import ConvKernel as ConvKernel
+    from repblocks.blocks import RepBlock as RepBlock
+    from repblocks.blocks import create_block as create_block
+    from repblocks.deployment.load import load as load
+    from repblocks.folding.switch import fold_blocks as fold_blocks
+    from repblocks.folding.verification import verify as verify
+
+_HOMES = {
+    "ConvKernel": "repblocks.algebra",
+    "RepBlock": "repblocks.blocks",
+    "create_block": "repblocks.blocks",
+    "fold_blocks": "repblocks.folding.switch",
+    "load": "repblocks.deployment.load",
+    "verify": "repblocks.folding.verification",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605 # made from the table, which is checked by a test
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its home when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'repblocks' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

@@ -34,7 +34,7 @@ class UnknownNameError(ConfigurationError):
         super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(self.known)}.")
 
 
-class NotFoldable(RepblocksError):
+class NotFoldable(RepblocksError):  # noqa: N818 # the word of the field
     """A region has no equivalent kernel, or none that is exact.
 
     Args:

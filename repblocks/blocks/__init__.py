@@ -4,6 +4,7 @@ from repblocks.blocks._base import ConvBlock as ConvBlock
 from repblocks.blocks._base import RepBlock as RepBlock
 from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
 from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
+from repblocks.blocks._registry import Registry as Registry
 from repblocks.blocks._registry import create_block as create_block
 from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block

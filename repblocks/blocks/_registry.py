@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -13,8 +13,8 @@ from repblocks.errors import ConfigurationError, UnknownNameError
 Class = TypeVar("Class", bound=type[nn.Module])
 
 
-class Registry:
-    """Classes by name.
+class Registry(Mapping[str, type[nn.Module]]):
+    """Classes by name, in the order of their names.
 
     Args:
         kind: What the classes are, for messages.
@@ -53,6 +53,9 @@ class Registry:
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
+
+    def __len__(self) -> int:
+        return len(self._classes)
 
     def __contains__(self, name: object) -> bool:
         return name in self._classes

@@ -14,7 +14,7 @@ from repblocks.data import ImageDataModule
 from repblocks.deployment.load import build
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import ConfigurationError, DataError
+from repblocks.errors import CheckpointError, ConfigurationError, DataError
 from repblocks.folding.switch import fold_blocks
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 
@@ -63,7 +63,7 @@ def deploy_checkpoint(
             "preprocessing": checkpoint.preprocessing,
             "class_names": checkpoint.class_names,
         },
-        example_input=_example(checkpoint.preprocessing),
+        example_input=_example(checkpoint),
         validation=validation,
         formats=formats,
         blocks=blocks,
@@ -85,10 +85,16 @@ def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) ->
             f"The validation images are prepared as {theirs}, but the network was trained for "
             f"{ours}. Use the data options of the training run."
         )
-    return data.val_dataloader(), ""
+    return data.val_dataloader(), "the validation set holds no images"
 
 
-def _example(preprocessing: Mapping[str, Any]) -> Tensor:
+def _example(checkpoint: Checkpoint) -> Tensor:
     """Make seeded noise of the size and spread of normalised images: reports are repeatable."""
-    shape = (_EXAMPLE_IMAGES, *preprocessing["input_size"])
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    size = checkpoint.preprocessing.get("input_size")
+    if not isinstance(size, list | tuple) or not all(isinstance(n, int) and n > 0 for n in size):
+        raise CheckpointError(
+            f"{checkpoint.path} gives no size of its images: preprocessing.input_size is {size!r}, "
+            "not [channels, height, width]. Take another checkpoint."
+        )
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((_EXAMPLE_IMAGES, *size), generator=generator)

@@ -34,7 +34,13 @@ def load(folder: str | Path) -> nn.Module:
             "rebuilt from the folder. Run its model.onnx or model.pt2 instead."
         )
     weights = read_weights(folder)
-    arguments = {"pretrained_cfg": config.get("pretrained_cfg"), **config.get("model_args", {})}
+    arguments = config.get("model_args", {})
+    if not isinstance(arguments, dict):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: model_args must be a table of arguments, got {arguments!r}. "
+            "Deploy the checkpoint again."
+        )
+    arguments = {"pretrained_cfg": config.get("pretrained_cfg"), **arguments}
     model = build(config.get("architecture"), arguments, folder / CONFIG_FILE)
     _fill(model, weights, folder)
     model.eval()

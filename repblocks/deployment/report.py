@@ -16,6 +16,11 @@ from repblocks.folding.verification import Verification
 
 Rows = list[tuple[str, ...]]
 
+_PROOF = (
+    "Difference from a float64 run of the training form, RMS relative to the part of the output "
+    "that depends on the input:"
+)
+
 
 @dataclass(frozen=True)
 class DeploymentReport:
@@ -54,7 +59,7 @@ class DeploymentReport:
     def to_markdown(self) -> str:
         """Give the report as a page of Markdown."""
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
-        blocks = [
+        blocks: Rows = [
             (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
             for b in self.blocks
         ]
@@ -62,14 +67,13 @@ class DeploymentReport:
             f"# {self.model['name']}",
             _markdown(("", "training form", "deployed form"), self._cost_rows()),
             self._verdict(),
-            "Difference from a float64 run of the training form, RMS relative to the part of the "
-            "output that depends on the input:",
+            _PROOF,
             _markdown(("form", "difference", "allowed"), self._proof_rows()),
             _markdown(("file", "size"), self._file_rows()),
-            _markdown(("block", "kind", "parameters", "after folding"), blocks),
+            _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             f"Written with {versions}.",
         ]
-        return "\n\n".join(sections) + "\n"
+        return "\n\n".join(filter(None, sections)) + "\n"
 
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""

@@ -6,6 +6,7 @@ import io
 import logging
 import pickle
 import subprocess
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -110,10 +111,11 @@ def _load(path: Path) -> Any:
             f"There is no checkpoint at {path}. A run keeps them in its folder checkpoints/."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the format of foreign files
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is no checkpoint of tensors and plain values, or a damaged one. It was not "
+            f"{path} holds more than tensors and plain values, or is damaged. Nothing in it was "
             f"executed. Take a checkpoint that train.py wrote. ({_first_line(error)})"
         ) from error
     except Exception as error:  # a damaged file can fail anywhere in torch's reader

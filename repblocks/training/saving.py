@@ -48,7 +48,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
 
 
-class StepCheckpoint(ModelCheckpoint):
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's, but a run whose folder was moved keeps its best score when it is resumed."""
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Look for the files of the interrupted run where they are now; forget those that are not.
+
+        A run that is continued in another folder thus looks for its best checkpoint anew.
+        """
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        names = ("best_model_path", "kth_best_model_path", "last_model_path")
+        moved = {name: here(state_dict[name]) for name in names}
+        scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        moved["best_k_models"] = {path: scores[path] for path in scores if Path(path).exists()}
+        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
+
+
+class StepCheckpoint(MovableCheckpoint):
     """Write a checkpoint every so many updates, but only where a run can be resumed exactly.
 
     That is between two updates, and not where a validation follows: Lightning would leave it out
@@ -84,8 +105,8 @@ def checkpoint_callbacks(
         has_validation: Without it there is no best one.
     """
     shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **shared)
-    best = ModelCheckpoint(
+    last = MovableCheckpoint(filename="last", save_on_train_epoch_end=True, **shared)
+    best = MovableCheckpoint(
         filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False, **shared
     )
     steps = StepCheckpoint(

@@ -177,7 +177,7 @@ def test_catches_sabotage_that_a_later_layer_hides_completely() -> None:
     folded = fold(model)
     verify(model, folded, images())
     folded[1].conv.weight.data *= 1.001
-    with pytest.raises(VerificationError, match="The output agrees, but a block .* '1'"):
+    with pytest.raises(VerificationError, match=r"The output agrees, but a block .* '1'"):
         verify(model, folded, images())
 
 
@@ -234,7 +234,7 @@ def test_outputs_that_are_not_finite_are_named() -> None:
     model = network()
     folded = fold(model)
     folded[2].conv.bias.data[0] = torch.nan
-    with pytest.raises(VerificationError, match="not finite in 80 of 80 values.* '2'"):
+    with pytest.raises(VerificationError, match=r"not finite in 80 of 80 values.* '2'"):
         verify(model, folded, images())
     with pytest.raises(VerificationError, match="The original's output is not finite in 80 of 80"):
         verify(folded, model, images())

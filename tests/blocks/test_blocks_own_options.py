@@ -1,0 +1,131 @@
+"""What single blocks do beyond the contract."""
+
+import pytest
+import torch
+from torch import nn
+from truth import calibrate, relative_error
+
+from repblocks.blocks import STAGE_BLOCKS, Registry, RepNeXtBlock, create_block
+from repblocks.errors import ConfigurationError, UnknownNameError
+
+
+def image(channels=6, size=9):
+    return torch.randn(2, channels, size, size + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("branches", [1, 4])
+@pytest.mark.parametrize("scale", [True, False])
+def test_mobileone_builds_the_branches_it_is_told(branches, scale):
+    block = create_block(
+        "mobileone", 6, 6, 3, groups=6, num_conv_branches=branches, use_scale_branch=scale
+    )
+    assert len(block.branches) == branches + scale + 1
+    with pytest.raises(ConfigurationError, match="num_conv_branches must be at least 1, got 0"):
+        create_block("mobileone", 6, 6, 3, num_conv_branches=0)
+
+
+def test_identity_branches_need_the_shape_for_it():
+    for shape, has_identity in [((6, 6), True), ((6, 8), False), ((6, 6, 2), False)]:
+        stride = shape[2] if len(shape) > 2 else 1
+        block = create_block("repvgg", *shape[:2], 3, stride)
+        assert ("identity" in block.branches) == has_identity
+        assert block.decayed_parameters() == (
+            ("branches.identity.norm.weight",) if has_identity else ()
+        )
+
+
+@pytest.mark.parametrize("internal", [None, 4, 12])
+def test_dbb_takes_internal_channels(internal):
+    torch.manual_seed(0)
+    block = create_block("dbb", 6, 4, 3, groups=2, internal_channels=internal).double()
+    x = image()
+    truth = calibrate(block, x)(x)
+    block.switch_to_deploy()
+    assert block.conv.groups == 2
+    assert relative_error(block(x), truth) < 1e-12
+
+
+def test_dbb_refuses_internal_channels_that_the_groups_do_not_divide():
+    with pytest.raises(ConfigurationError, match="multiple of the 2 groups, got 5"):
+        create_block("dbb", 6, 4, 3, groups=2, internal_channels=5)
+
+
+def test_dbb_starts_its_inner_pointwise_from_the_identity():
+    block = create_block("dbb", 6, 6, 3)
+    pointwise, x = block.branches["pointwise_kxk"][0], torch.randn(1, 6, 5, 5)
+    assert torch.equal(pointwise(x), x)
+
+
+def test_dbb_pads_with_the_running_image_of_zero_while_it_trains():
+    torch.manual_seed(0)
+    node = create_block("dbb", 6, 6, 3).branches["pointwise_kxk"].norm_pad
+    for _ in range(3):
+        node(torch.randn(4, 6, 5, 5) + 1)
+    norm = node.norm
+    border = norm.bias - norm.running_mean * norm.weight / (norm.running_var + norm.eps).sqrt()
+    norm.momentum = 0.0
+    y = node(torch.randn(4, 6, 5, 5))
+    corner = y[:, :, 0, 0]
+    assert torch.allclose(corner, border.expand(4, 6))
+    corner.sum().backward()
+    assert norm.weight.grad is None or not norm.weight.grad.any()
+
+
+def test_squeeze_and_excitation_stays_when_the_block_is_deployed():
+    torch.manual_seed(0)
+    block = create_block("repvgg", 6, 6, 3, se=0.5).double()
+    x = image()
+    truth = calibrate(block, x)(x)
+    block.switch_to_deploy()
+    assert relative_error(block(x), truth) < 1e-12
+    gate = block.tail.se(block.conv(x)) / block.conv(x)
+    assert 0 < gate.min() < gate.max() < 1
+
+
+@pytest.mark.parametrize("shortcut", ["add", "expand"])
+@pytest.mark.parametrize(
+    "mixer", [{}, {"block": "dbb", "block_options": {"internal_channels": 16}}]
+)
+@pytest.mark.parametrize("options", [{}, {"kernel_sizes": (5, 3), "activation": "relu"}])
+def test_repnext_has_two_deployed_forms(shortcut, mixer, options):
+    torch.manual_seed(0)
+    block = RepNeXtBlock(8, drop_path=0.2, deploy_shortcut=shortcut, **mixer, **options).double()
+    x = image(8)
+    truth = calibrate(block, x)(x)
+    block.switch_to_deploy()
+    assert relative_error(block(x), truth) < 1e-12
+    assert isinstance(block.drop_path, nn.Identity)
+
+
+@pytest.mark.parametrize("channels", [8, 64])
+@pytest.mark.parametrize(("shortcut", "squares", "taps"), [("add", 8, 49), ("expand", 15, 98)])
+def test_repnext_costs_what_its_docstring_says(channels, shortcut, squares, taps):
+    block = calibrate(RepNeXtBlock(channels), torch.randn(2, channels, 8, 8))
+    block.deploy_shortcut = shortcut
+    block.switch_to_deploy()
+    macs = sum(conv.weight.numel() for conv in (block.conv, block.pw1, block.pw2))
+    assert macs == squares * channels**2 + taps * channels
+
+
+def test_repnext_refuses_what_it_cannot_be():
+    with pytest.raises(ConfigurationError, match="got 2 channels for 3 kernel sizes"):
+        RepNeXtBlock(2)
+    with pytest.raises(ConfigurationError, match="one of add, expand, got 'concat'"):
+        RepNeXtBlock(8, deploy_shortcut="concat")
+    with pytest.raises(UnknownNameError, match="Unknown conv block 'repnext'.*acb"):
+        RepNeXtBlock(8, block="repnext")
+    block = calibrate(RepNeXtBlock(8), torch.randn(2, 8, 9, 9))
+    block.deploy_shortcut = "drop"
+    with pytest.raises(ConfigurationError, match="got 'drop'"):
+        block.switch_to_deploy()
+    assert not block.is_deployed
+
+
+def test_a_registered_name_belongs_to_one_class():
+    registry = Registry("block")
+    registry.register("one")(nn.ReLU)
+    registry.register("one")(nn.ReLU)
+    with pytest.raises(ConfigurationError, match="'one' belongs to ReLU already"):
+        registry.register("one")(nn.GELU)
+    assert registry.name_of(nn.ReLU) == "one"
+    assert "repnext" in STAGE_BLOCKS

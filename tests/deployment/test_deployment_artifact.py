@@ -1,0 +1,106 @@
+"""The artifact's folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from repblocks.deployment.artifact import staged, write_json
+from repblocks.errors import ConfigurationError
+
+
+def write(output: Path, text: str = "new") -> None:
+    with staged(output) as folder:
+        for name in ("config.json", "report.json"):
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def test_appears_at_the_end_with_ordinary_permissions(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "artifact"
+    with staged(output) as folder:
+        assert not output.exists()
+        assert folder.parent == output.parent
+        (folder / "file").write_text("x", encoding="utf-8")
+    assert [p.name for p in output.parent.iterdir()] == ["artifact"]
+    assert [p.name for p in output.iterdir()] == ["file"]
+    (tmp_path / "ordinary").mkdir()
+    assert output.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with staged(tmp_path / "deep" / "artifact") as folder:
+            (folder / "file").write_text("x", encoding="utf-8")
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replaces_an_artifact_only_when_the_new_one_is_whole(tmp_path: Path) -> None:
+    output = tmp_path / "artifact"
+    write(output, "old")
+    with pytest.raises(OSError, match="disk"), staged(output):
+        raise OSError("disk is full")
+    assert (output / "report.json").read_text(encoding="utf-8") == "old"
+    write(output)
+    assert (output / "report.json").read_text(encoding="utf-8") == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_old_artifact_comes_back_if_the_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "artifact"
+    write(output, "old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        write(output)
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+    assert (output / "report.json").read_text(encoding="utf-8") == "old"
+
+
+def test_fills_an_empty_folder_but_never_replaces_another(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("x", encoding="utf-8")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    for name in ("photos", "file"):
+        message = f"output exists and is not an artifact: {tmp_path / name}"
+        with pytest.raises(ConfigurationError, match=message):
+            write(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "photos"]
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_unwritable_output_is_an_error_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    outputs = [tmp_path / "file" / "artifact", Path("/proc/repblocks/artifact")]
+    if os.getuid():
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+        outputs.append(locked / "artifact")
+    for output in outputs:
+        with (
+            pytest.raises(ConfigurationError, match=f"output cannot be written: {output}"),
+            staged(output),
+        ):
+            pytest.fail("The body ran.")
+
+
+def test_json_holds_plain_values_only(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"config.json can hold plain values .* PosixPath"):
+        write_json(tmp_path / "config.json", {"root": tmp_path})
+    assert list(tmp_path.iterdir()) == []
