@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -180,7 +181,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Make the next train loader start where ``state_dict`` was recorded."""
-        self._resume_at = dict(state_dict)
+        # Lightning restores data modules also for an evaluation, which must not leave a trace.
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            self._resume_at = dict(state_dict)
 
     def _take_position(self) -> tuple[int, int]:
         saved, self._resume_at = self._resume_at, None

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repblocks.data._seeding import seeded
+from repblocks.data._seeding import random_state_kept, seed_everything
 
 Transform = Callable[[Image.Image], Tensor]
 Labelled = tuple[Image.Image, int]
+Position = tuple[int, int] | int
 
 
 class Images(Protocol):
@@ -59,11 +60,20 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: tuple[int, int] | int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: Position) -> tuple[Tensor, int]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[Position]) -> list[tuple[Tensor, int]]:
+        """Read a batch, the method that torch's loaders prefer to one call an image."""
+        # Saving the state of the generators costs as much as the augmentation of an image.
+        with random_state_kept():
+            return [self._augmented(position) for position in positions]
+
+    def _augmented(self, position: Position) -> tuple[Tensor, int]:
         epoch, index = position if isinstance(position, tuple) else (0, position)
         image, target = self.images[index]
-        with seeded(self.seed, epoch, index):
-            return self.transform(image), target
+        seed_everything(self.seed, epoch, index)
+        return self.transform(image), target
 
 
 class EvaluationImages(Dataset[tuple[Tensor, int]]):

@@ -1,4 +1,7 @@
-"""Give a piece of code random numbers of its own, whatever generators it draws them from."""
+"""Random numbers that depend on given words alone, from whatever generator they are drawn.
+
+The transforms of timm and torchvision draw from the global generators of Python, NumPy and torch.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,26 @@ import torch
 
 
 @contextmanager
-def seeded(*words: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators from ``words``, and restore them after.
-
-    The transforms of timm and torchvision draw from all three global generators. Hashing keeps
-    neighbouring words, such as two epochs of one image, from giving related streams.
-    """
-    seed = int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
-    # The global generators are the point here: they are what timm and torchvision read.
-    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002
-    # Not torch.manual_seed, which would seed the accelerators too, and they are not restored.
-    torch.default_generator.manual_seed(seed)
+def random_state_kept() -> Iterator[None]:
+    """Restore the global generators of Python, NumPy and torch's CPU at the end."""
+    python, numpy, torch_cpu = random.getstate(), _numpy().get_state(), torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        _numpy().set_state(numpy)
         torch.set_rng_state(torch_cpu)
+
+
+def seed_everything(*words: int) -> None:
+    """Seed these generators from ``words``, so that any other words give unrelated numbers."""
+    seed = int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
+    random.seed(seed)
+    _numpy().seed(seed & 0xFFFFFFFF)
+    # Not torch.manual_seed, which seeds the accelerators too, and these are not restored.
+    torch.default_generator.manual_seed(seed)
+
+
+def _numpy() -> np.random.RandomState:
+    # The instance behind np.random.rand and its like, which is what timm's RandAugment calls.
+    return np.random.mtrand._rand

@@ -94,7 +94,7 @@ class Augmentation:
             transforms.Normalize(preprocessing["mean"], preprocessing["std"]),
         ]
         if self.random_erasing:
-            erasing = RandomErasing(  # type: ignore[no-untyped-call]  # timm is untyped
+            erasing = RandomErasing(
                 self.random_erasing, mode=self.random_erasing_mode, device="cpu"
             )
             steps.append(erasing)
@@ -103,14 +103,12 @@ class Augmentation:
     def _geometry(self, preprocessing: Mapping[str, Any]) -> list[Any]:
         size = preprocessing["input_size"][-1]
         interpolation = preprocessing["interpolation"]
-        mode = str_to_interp_mode(interpolation)  # type: ignore[no-untyped-call]  # timm is untyped
+        mode = str_to_interp_mode(interpolation)
         steps: list[Any] = []
         if self.random_resized_crop is not None:
             scale = (self.random_resized_crop, 1.0)
             steps.append(
-                RandomResizedCropAndInterpolation(  # type: ignore[no-untyped-call]  # timm is untyped
-                    size, scale, interpolation=interpolation
-                )
+                RandomResizedCropAndInterpolation(size, scale, interpolation=interpolation)
             )
         else:
             steps.append(transforms.Resize(floor(size / preprocessing["crop_pct"]), mode))

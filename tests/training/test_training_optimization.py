@@ -21,14 +21,14 @@ from repblocks.training.optimization import (
 class ScaledBlock(RepBlock):
     """Its first scale becomes part of a kernel, its second does not."""
 
+    decayed = ("scale",)
+    is_deployed = False
+
     def __init__(self):
-        nn.Module.__init__(self)
+        super().__init__()
         self.weight = nn.Parameter(torch.ones(2, 2))
         self.scale, self.other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
         self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
-
-    def decayed_parameters(self):
-        return ("scale",)
 
     def _fold(self):
         raise NotImplementedError
@@ -112,7 +112,8 @@ def test_schedule_moves_with_every_update():
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_can_be_saved_safely_and_restored(name):
-    _, scheduler = rates(SchedulerConfig(name=name, options={"decay_epochs": 1}))
+    config = SchedulerConfig(name=name, warmup_epochs=1, options={"decay_epochs": 1})
+    _, scheduler = rates(config)
     buffer = io.BytesIO()
     torch.save(scheduler.state_dict(), buffer)
     buffer.seek(0)

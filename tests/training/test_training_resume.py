@@ -42,6 +42,9 @@ def killed(tmp_path_factory):
     """A run of 4 epochs of 6 updates, killed in epoch 2 between the checkpoints 8 and 10."""
     folder = tmp_path_factory.mktemp("killed")
     assert run_process(folder, workers=2, callbacks=[KillAfter(9)]) == -signal.SIGKILL
+    # None at 6, the end of epoch 1: a validation follows it.
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best.ckpt", "last.ckpt", "step=4.ckpt", "step=8.ckpt"]
     return folder
 
 
@@ -55,7 +58,11 @@ def test_killed_and_resumed_run_ends_bit_identical(tmp_path, whole, killed, name
     assert len(rows) == 1 + 8 + 1, "the header, 8 updates, 1 validation"
 
     checkpoint = folder / "checkpoints" / name
+    content = checkpoint.read_bytes()
     assert run_process(folder, workers=workers, ckpt_path=checkpoint) == 0
+
+    if name == "step=8.ckpt":
+        assert checkpoint.read_bytes() == content, "not written again in the middle of update 9"
 
     expected, got = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, folder)

@@ -1,0 +1,55 @@
+"""The top-level keys of both commands; groups below them are checked against their ``_target_``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What ``train.py`` is told; ``configs/train.yaml`` says what each key does."""
+
+    mode: Literal["train", "validate"]
+    seed: int
+    output: str | None
+    ckpt_path: str | None
+    init_from: str | None
+    deploy: bool
+    formats: list[str]
+    label_smoothing: float
+    ema_decay: float | None
+    channels_last: bool
+    compile: bool
+    non_finite_patience: int
+    checkpoint_every_n_steps: int | None
+    keep_step_checkpoints: int
+    mix: Node
+    data: Node
+    model: Node
+    block: Node
+    optimizer: Node
+    scheduler: Node
+    trainer: Node
+    callbacks: Node
+    logger: Node
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """What ``deploy.py`` is told; ``configs/deploy.yaml`` says what each key does."""
+
+    ckpt_path: str | None
+    output: str | None
+    formats: list[str]
+    deploy_shortcut: Literal["add", "expand"] | None
+    data: Node
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """What is written beside ``metrics.csv``."""
+
+    tensorboard: bool

@@ -1,0 +1,6 @@
+"""The networks; importing this registers them with timm as ``repblocks_<family>_<variant>``."""
+
+from repblocks.models.mobileone import MobileOne as MobileOne
+from repblocks.models.repnext import RepNeXt as RepNeXt
+from repblocks.models.repvgg import RepVGG as RepVGG
+from repblocks.models.resnet_cifar import ResNetCifar as ResNetCifar

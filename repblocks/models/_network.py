@@ -1,0 +1,93 @@
+"""What all networks share: a stem, stages, a head, and timm's ways of using them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from timm.layers import ClassifierHead
+from timm.models import checkpoint_seq
+from torch import Tensor, nn
+
+from repblocks.folding.switch import switch_blocks
+
+
+class Network(nn.Module):
+    """A stem, stages one after the other, and a pooled linear head.
+
+    Args:
+        stem: The first layers.
+        stages: The stages.
+        channels: Output channels of each stage.
+        reductions: Input size divided by output size, of each stage.
+        num_classes: Scores; 0 leaves the classifier out.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: Dropout before the classifier.
+        deploy: Build the deployed form, for weights that are deployed already.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        *,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
+        deploy: bool,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = channels[-1]
+        self.grad_checkpointing = False
+        self.stem = stem
+        self.stages = nn.Sequential(*stages)
+        self.head = ClassifierHead(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
+        )
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (width, reduction) in enumerate(zip(channels, reductions, strict=True))
+        ]
+        if deploy:
+            self._deploy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)`` to the last stage's features."""
+        x = self.stem(x)
+        if self.grad_checkpointing and self.training:
+            features: Tensor = checkpoint_seq(self.stages, x)
+            return features
+        return self.stages(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map features to scores, or to what the classifier reads."""
+        scores: Tensor = self.head(x, pre_logits=pre_logits)
+        return scores
+
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier."""
+        classifier: nn.Module = self.head.fc
+        return classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in place."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the stages in the backward pass instead of keeping their features."""
+        self.grad_checkpointing = enable
+
+    def _deploy(self) -> None:
+        with warnings.catch_warnings():
+            # The statistics are fresh on purpose: deployed weights follow.
+            warnings.filterwarnings("ignore", ".*never updated")
+            switch_blocks(self.eval())
+        self.train()

@@ -1,0 +1,56 @@
+"""The places of a network where a block stands, whichever block it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from repblocks.blocks import CONV_BLOCKS, create_block
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What is put where a network has a convolution.
+
+    Args:
+        block: Name of a conv block.
+        options: Options of that block; ``kernel_size`` among them replaces the kernel size of each
+            place larger than 1.
+
+    Raises:
+        UnknownNameError: if no conv block has the name.
+    """
+
+    block: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        CONV_BLOCKS[self.block]
+
+    @classmethod
+    def create(
+        cls,
+        block: str | None,
+        options: Mapping[str, Any] | None,
+        default: str,
+        default_options: Mapping[str, Any] | None = None,
+    ) -> Slot:
+        """Return the slot of a network; None takes its own block, with options over its own."""
+        if block is None:
+            return cls(default, {**(default_options or {}), **(options or {})})
+        return cls(block, options or {})
+
+    def __call__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **shape: Any
+    ) -> nn.Module:
+        """Return a new block for a place."""
+        options = dict(self.options)
+        chosen = options.pop("kernel_size", None)
+        if chosen is not None and kernel_size > 1:
+            kernel_size = chosen
+        return create_block(
+            self.block, in_channels, out_channels, kernel_size, stride, **shape, **options
+        )

@@ -1,0 +1,106 @@
+"""RepVGG: a plain stack of 3 x 3 blocks.
+
+Source:
+    Ding et al., RepVGG, CVPR 2021, tables 2 and 3, https://arxiv.org/abs/2101.03697
+
+``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import nn
+
+from repblocks.models._network import Network
+from repblocks.models._slots import Slot
+from repblocks.models._variants import register_variants
+
+
+@final
+class RepVGG(Network):
+    """3 x 3 blocks only, the first of each stage with stride 2.
+
+    Args:
+        depths: Blocks of each stage.
+        widths: Channels of each stage.
+        stem_width: Channels of the stem.
+        stem_stride: Stride of the stem.
+        groups: Groups of every second block.
+        se: Squeeze-and-excitation in every block, as a fraction of its channels, or None.
+        block: A conv block by name for all places; None for ``repvgg``.
+        block_options: Options of the block.
+        in_chans: Channels of the images.
+        num_classes: Scores.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: Dropout before the classifier.
+        deploy: Build the deployed form.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int],
+        stem_width: int,
+        *,
+        stem_stride: int = 2,
+        groups: int = 1,
+        se: float | None = None,
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        deploy: bool = False,
+    ) -> None:
+        slot = Slot.create(block, block_options, "repvgg")
+        stages, reductions = [], []
+        channels, reduction, number = stem_width, stem_stride, 1
+        for depth, width in zip(depths, widths, strict=True):
+            blocks = []
+            for i in range(depth):
+                own_groups = groups if number % 2 == 0 else 1
+                stride = 2 if i == 0 else 1
+                blocks.append(slot(channels, width, 3, stride, groups=own_groups, se=se))
+                channels, number = width, number + 1
+            reduction *= 2
+            stages.append(nn.Sequential(*blocks))
+            reductions.append(reduction)
+        super().__init__(
+            slot(in_chans, stem_width, 3, stem_stride, se=se),
+            stages,
+            widths,
+            reductions,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            deploy=deploy,
+        )
+
+
+def _row(depths: Sequence[int], a: float, b: float, **options: Any) -> dict[str, Any]:
+    """Return the arguments for the width factors of table 2."""
+    widths = (int(64 * a), int(128 * a), int(256 * a), int(512 * b))
+    return {"depths": depths, "widths": widths, "stem_width": min(64, int(64 * a)), **options}
+
+
+_A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tiny": {"depths": (1, 3, 1), "widths": (32, 64, 128), "stem_width": 16, "stem_stride": 1},
+    "a0": _row(_A, 0.75, 2.5),
+    "a1": _row(_A, 1, 2.5),
+    "a2": _row(_A, 1.5, 2.75),
+    "b0": _row(_B, 1, 2.5),
+    "b1": _row(_B, 2, 4),
+    "b1g4": _row(_B, 2, 4, groups=4),
+    "b2": _row(_B, 2.5, 5),
+    "b2g4": _row(_B, 2.5, 5, groups=4),
+    "b3": _row(_B, 3, 5),
+    "b3g4": _row(_B, 3, 5, groups=4),
+    "d2se": _row(_D, 2.5, 5, se=1 / 16),
+}
+
+register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})

@@ -1,0 +1,94 @@
+"""ResNet for images of 32 pixels: three stages of basic blocks, shortcuts without parameters.
+
+Source:
+    He et al., Deep Residual Learning, CVPR 2016, section 4.2, https://arxiv.org/abs/1512.03385
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repblocks.models._network import Network
+from repblocks.models._slots import Slot
+from repblocks.models._variants import register_variants
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 blocks and a shortcut that subsamples and pads channels with zeros (option A)."""
+
+    def __init__(self, slot: Slot, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = slot(in_channels, channels, 3, stride)
+        self.conv2 = slot(channels, channels, 3, activation=None)
+        self.act = nn.ReLU()
+        self.stride = stride
+        self.missing = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
+        shortcut = x[:, :, :: self.stride, :: self.stride]
+        before = self.missing // 2
+        shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.missing - before))
+        return self.act(self.conv2(self.conv1(x)) + shortcut)
+
+
+@final
+class ResNetCifar(Network):
+    """Stages of basic blocks.
+
+    Args:
+        depths: Basic blocks of each stage.
+        widths: Channels of each stage.
+        block: A conv block by name for all 3 x 3 places; None for ``plain``.
+        block_options: Options of the block.
+        in_chans: Channels of the images.
+        num_classes: Scores.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: Dropout before the classifier.
+        deploy: Build the deployed form.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        widths: Sequence[int] = (16, 32, 64),
+        *,
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 10,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        deploy: bool = False,
+    ) -> None:
+        slot = Slot.create(block, block_options, "plain")
+        stages, channels = [], widths[0]
+        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            blocks = []
+            for j in range(depth):
+                stride = 2 if i > 0 and j == 0 else 1
+                blocks.append(BasicBlock(slot, channels, width, stride))
+                channels = width
+            stages.append(nn.Sequential(*blocks))
+        super().__init__(
+            slot(in_chans, widths[0], 3),
+            stages,
+            widths,
+            [2**i for i in range(len(widths))],
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            deploy=deploy,
+        )
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "20": {"depths": (3, 3, 3)},
+    "56": {"depths": (9, 9, 9)},
+}
+
+register_variants("resnet_cifar", ResNetCifar, VARIANTS, {"20": 32, "56": 32})
