@@ -26,11 +26,20 @@ def random_state_kept() -> Iterator[None]:
         torch.set_rng_state(torch_cpu)
 
 
+def seed_from(*words: int) -> int:
+    """Mix ``words`` into a seed of 32 bits, all that NumPy and torch's CPU generator look at.
+
+    Any other words give unrelated random numbers; a sum would give epoch 1 of seed 0 those of
+    epoch 0 of seed 1.
+    """
+    return int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=4).digest(), "little")
+
+
 def seed_everything(*words: int) -> None:
-    """Seed these generators from ``words``, so that any other words give unrelated numbers."""
-    seed = int.from_bytes(hashlib.blake2b(repr(words).encode(), digest_size=8).digest(), "little")
+    """Seed these generators from ``words``."""
+    seed = seed_from(*words)
     random.seed(seed)
-    _numpy().seed(seed & 0xFFFFFFFF)
+    _numpy().seed(seed)
     # Not torch.manual_seed, which seeds the accelerators too, and these are not restored.
     torch.default_generator.manual_seed(seed)
 

@@ -52,7 +52,7 @@ class CIFAR10DataModule(ImageDataModule):
         super().__init__(
             batch_size=batch_size, num_workers=num_workers, seed=seed, augmentation=augmentation
         )
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.download = download
 
     def prepare_data(self) -> None:

@@ -69,7 +69,7 @@ class ImageFolderDataModule(ImageDataModule):
                 f"mean and std must have one value for each of {in_channels} channels,"
                 f" got {list(mean)} and {list(std)}."
             )
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.held_out = held_out
         self.image_size = image_size
         self.in_channels = in_channels

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
+from repblocks.data._seeding import seed_from
 from repblocks.errors import ConfigurationError
 
 
@@ -64,8 +65,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:
             return list(range(self.num_samples))
-        # Two words of seed: with seed + epoch, epoch 1 of seed 0 would be epoch 0 of seed 1.
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ epoch)
+        generator = torch.Generator().manual_seed(seed_from(self.seed, epoch))
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
 

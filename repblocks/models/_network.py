@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
+import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
+from repblocks.algebra import is_batch_norm
+from repblocks.blocks import RepBlock
 from repblocks.folding.switch import switch_blocks
 
 
@@ -82,12 +84,24 @@ class Network(nn.Module):
         self.head.reset(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the stages in the backward pass instead of keeping their features."""
+        """Recompute the stages in the backward pass instead of keeping their features.
+
+        BatchNorm then sees each batch twice, and moves its statistics twice.
+        """
         self.grad_checkpointing = enable
 
     def _deploy(self) -> None:
-        with warnings.catch_warnings():
-            # The statistics are fresh on purpose: deployed weights follow.
-            warnings.filterwarnings("ignore", ".*never updated")
-            switch_blocks(self.eval())
+        """Fold the shapes alone: weights that are deployed already follow."""
+        device = next(self.parameters()).device
+        for block in self.modules():
+            if isinstance(block, RepBlock):
+                block.to("meta")
+        for norm in self.modules():
+            if is_batch_norm(norm):
+                norm.num_batches_tracked = torch.ones((), dtype=torch.long, device="cpu")
+        switch_blocks(self.eval())
+        for module in self.modules():
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                module.to_empty(device=device, recurse=False)
+                module.reset_parameters()  # type: ignore[operator] # torch's layers have it
         self.train()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from timm.models import build_model_with_cfg, register_model
-from timm.models._registry import generate_default_cfgs
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 
@@ -29,7 +29,12 @@ def register_variants(
     names = {variant: f"repblocks_{family}_{variant}" for variant in variants}
     sizes = input_sizes or {}
     cfgs = {
-        name: {"classifier": "head.fc", "input_size": (3, *(sizes.get(variant, 224),) * 2)}
+        name: {
+            "classifier": "head.fc",
+            # In the deployed form: only its weights are adapted to other input channels.
+            "first_conv": "stem.conv",
+            "input_size": (3, *(sizes.get(variant, 224),) * 2),
+        }
         for variant, name in names.items()
     }
     module.default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined] # timm reads it
@@ -54,4 +59,15 @@ def _entry(name: str, network: type[nn.Module], row: Mapping[str, Any]) -> Calla
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"Create {name}: {network.__doc__}"
+    create.__signature__ = _signature(network, row)  # type: ignore[attr-defined] # inspect reads it
     return create
+
+
+def _signature(network: type[nn.Module], row: Mapping[str, Any]) -> inspect.Signature:
+    """Return the arguments of the class, with those of the row as defaults."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    pretrained = inspect.Parameter("pretrained", keyword, default=False, annotation="bool")
+    own = inspect.signature(network).parameters.values()
+    return inspect.Signature(
+        [pretrained, *(p.replace(kind=keyword, default=row.get(p.name, p.default)) for p in own)]
+    )

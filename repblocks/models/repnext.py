@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-import torch
+from timm.layers import calculate_drop_path_rates
 from torch import nn
 
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
@@ -84,13 +84,12 @@ class RepNeXt(Network):
             )
         if "kernel_size" in options:
             kernel_sizes = (options.pop("kernel_size"),)
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages, channels = [], dims[0]
-        for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        for i, (dim, stage_rates) in enumerate(zip(dims, rates, strict=True)):
             blocks: list[nn.Module] = []
             if i > 0:
                 blocks.append(NormConvBlock(channels, dim, 2, 2, 0, activation=None))
-            start = sum(depths[:i])
             blocks += [
                 RepNeXtBlock(
                     dim,
@@ -100,7 +99,7 @@ class RepNeXt(Network):
                     block=block,
                     block_options=options,
                 )
-                for rate in rates[start : start + depth]
+                for rate in stage_rates
             ]
             channels = dim
             stages.append(nn.Sequential(*blocks))

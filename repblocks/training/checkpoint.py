@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from repblocks.errors import CheckpointError, ConfigurationError

@@ -65,8 +65,10 @@ class MovableCheckpoint(ModelCheckpoint):
         names = ("best_model_path", "kth_best_model_path", "last_model_path")
         moved = {name: here(state_dict[name]) for name in names}
         scores = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        moved["best_k_models"] = {path: scores[path] for path in scores if Path(path).exists()}
-        super().load_state_dict({**state_dict, **moved, "dirpath": self.dirpath})
+        found = {path: score for path, score in scores.items() if Path(path).exists()}
+        super().load_state_dict(
+            {**state_dict, **moved, "best_k_models": found, "dirpath": self.dirpath}
+        )
 
 
 class StepCheckpoint(MovableCheckpoint):

@@ -18,7 +18,7 @@ class KillAfter(pl.Callback):
     def __init__(self, updates):
         self.updates = updates
 
-    def on_train_batch_end(self, trainer, *_):
+    def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.updates:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -55,7 +55,7 @@ def test_killed_and_resumed_run_ends_bit_identical(tmp_path, whole, killed, name
     folder = tmp_path / "run"
     shutil.copytree(killed, folder)
     rows = (folder / "metrics.csv").read_text().splitlines()
-    assert len(rows) == 1 + 8 + 1, "the header, 8 updates, 1 validation"
+    assert len(rows) == 1 + 9 + 1, "the header, 9 updates, 1 validation"
 
     checkpoint = folder / "checkpoints" / name
     content = checkpoint.read_bytes()

@@ -1,0 +1,88 @@
+"""Run a command under Hydra: mistakes end as one screen of message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Never
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from repblocks.cli.composing import config_folder, register
+from repblocks.errors import NonFiniteLossError, RepblocksError, VerificationError
+
+_USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
+_EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
+_OTHER = 2
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class _Stopped(BaseException):
+    """Carries an error through Hydra, which would print the stack of an ``Exception``."""
+
+
+def launch(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Compose a configuration from the command line and run a task with it.
+
+    Exits with 2 after a mistake of the user, 1 if a verification failed, 3 after losses that are
+    not finite. ``HYDRA_FULL_ERROR=1`` shows the traceback.
+
+    Args:
+        config_name: The file of ``configs/`` without its ending.
+        task: What to do.
+    """
+    is_traced = os.environ.get(_FULL_ERROR) == "1"
+    os.environ[_FULL_ERROR] = "1"  # Hydra then hands errors over, instead of printing them
+    try:
+        register()
+        folder = config_folder()
+        groups = {path.name for path in folder.iterdir() if path.is_dir()} | {"block"}
+        sys.argv[1:] = [_lenient(argument, groups) for argument in sys.argv[1:]]
+        hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
+            _passing_through(task)
+        )()
+    except _Stopped as stopped:
+        _end(stopped.__cause__, is_traced)
+    except _USER_ERRORS as error:
+        _end(error, is_traced)
+
+
+def _lenient(argument: str, groups: set[str]) -> str:
+    """Let Hydra take any key: it stops at the first wrong one, our check names all of them."""
+    key, equals, _ = argument.partition("=")
+    is_value = bool(equals) and key.replace(".", "").replace("_", "").isalnum()
+    if not is_value or key in groups or key.startswith("hydra."):
+        return argument
+    return f"++{argument}"
+
+
+def _passing_through(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    def run(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except _USER_ERRORS as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the other runs of the sweep go on
+            raise _Stopped from error
+
+    return run
+
+
+def _end(error: BaseException | None, is_traced: bool) -> Never:
+    if is_traced and error is not None:
+        raise error
+    causes = [str(cause) for cause in (error, _cause(error)) if cause is not None]
+    sys.stderr.write("\n".join(dict.fromkeys(causes)) + "\n")
+    code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _OTHER)
+    sys.exit(code)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """Give what Hydra's messages leave out."""
+    return error.__cause__ if isinstance(error, HydraException) else None

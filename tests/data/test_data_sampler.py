@@ -1,0 +1,88 @@
+"""The samplers: every image once over all processes, and an order given by seed and epoch."""
+
+import pytest
+
+from repblocks.data.sampler import EpochSampler, ShardedBatches
+from repblocks.errors import ConfigurationError
+
+
+def indices(sampler):
+    return [index for _, index in sampler]
+
+
+def test_an_epoch_is_a_permutation_given_by_seed_and_epoch():
+    sampler = EpochSampler(100, seed=3)
+    sampler.set_epoch(5)
+    first = list(sampler)
+    assert first == list(sampler)
+    assert {epoch for epoch, _ in first} == {5}
+    assert sorted(index for _, index in first) == list(range(100))
+    orders = {
+        tuple(indices(EpochSampler(100, seed=s, epoch=e))) for s in range(4) for e in range(4)
+    }
+    assert len(orders) == 16
+
+
+def test_without_shuffling_the_order_is_that_of_the_data():
+    assert list(EpochSampler(3, shuffle=False, epoch=2)) == [(2, 0), (2, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("num_samples", "world_size"), [(12, 3), (14, 3), (5, 4), (3, 4)])
+def test_processes_share_an_epoch_equally_and_without_overlap(num_samples, world_size):
+    samplers = [
+        EpochSampler(num_samples, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    shares = [indices(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {num_samples // world_size}
+    assert {len(sampler) for sampler in samplers} == {num_samples // world_size}
+    seen = sum(shares, [])
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_does_not_divide_is_another_image_in_each_epoch():
+    left_out = set()
+    for epoch in range(20):
+        shares = [indices(EpochSampler(7, rank=r, world_size=2, epoch=epoch)) for r in (0, 1)]
+        left_out |= set(range(7)) - set(sum(shares, []))
+    assert len(left_out) > 3
+
+
+def test_a_start_leaves_out_pairs_of_its_own_epoch_only():
+    whole = EpochSampler(10, seed=1, epoch=4)
+    resumed = EpochSampler(10, seed=1, epoch=4, start=6)
+    resumed.set_epoch(4)
+    assert list(resumed) == list(whole)[6:]
+    assert len(resumed) == 10
+    for sampler in (whole, resumed):
+        sampler.set_epoch(5)
+    assert list(resumed) == list(whole)
+    resumed.set_epoch(4)
+    assert len(list(resumed)) == 10
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_samples", [9, 16, 17, 33])
+def test_every_image_is_evaluated_once_in_equally_many_batches(num_samples, world_size, batch_size):
+    ranks = [
+        ShardedBatches(num_samples, batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert len({len(batches) for batches in ranks}) == 1
+    everything = [index for batches in ranks for batch in batches for index in batch]
+    assert sorted(everything) == list(range(num_samples))
+    assert all(0 < len(batch) <= batch_size for batches in ranks for batch in batches)
+    assert [len(list(batches)) for batches in ranks] == [len(batches) for batches in ranks]
+
+
+def test_a_single_process_evaluates_full_batches_in_order():
+    assert list(ShardedBatches(7, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size", "world_size"), [(3, 8, 4), (5, 1, 2)])
+def test_images_that_cannot_be_shared_are_refused(num_samples, batch_size, world_size):
+    with pytest.raises(
+        ConfigurationError,
+        match=f"{num_samples} validation images .* {world_size} processes .* of {batch_size} ",
+    ):
+        ShardedBatches(num_samples, batch_size, rank=world_size - 1, world_size=world_size)
