@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import gcd, prod
+from math import gcd
 from types import EllipsisType
 
 import torch
@@ -93,11 +93,6 @@ class AffineMap:
                     return groups
         return 1
 
-    @property
-    def macs(self) -> int:
-        """Multiply-adds for one output position, as a convolution with equal groups."""
-        return self.out_channels * (self.in_channels // self.groups) * prod(self.sizes)
-
     def rows(self, start: int, stop: int) -> AffineMap:
         """Return the map that gives only the output channels ``start`` to ``stop - 1``."""
         weight, bias = self.weight, self.bias
@@ -159,11 +154,33 @@ def merged_columns(index: Tensor) -> tuple[Tensor, Tensor]:
     return merged, column
 
 
-def place(weight: Tensor, column: Tensor, width: int) -> Tensor:
-    """Add the columns of ``weight (O, M, *k)`` into a new weight ``(O, width, *k)``."""
-    column = column.to(weight.device).view(*column.shape, *(1,) * (weight.ndim - 2))
-    target = weight.new_zeros(weight.shape[0], width, *weight.shape[2:])
-    return target.scatter_add(1, column.expand_as(weight), weight)
+def accumulate(
+    target: Tensor,
+    weight: Tensor,
+    column: Tensor | None = None,
+    old: Sequence[Axis] = (),
+    new: Sequence[Axis] = (),
+) -> None:
+    """Add ``weight (O, M, *k)`` to ``target (O, M', *k')``, in place.
+
+    Args:
+        target: What is added to.
+        weight: What is added.
+        column: ``(O, M)``, the column that each one goes to; None for the same.
+        old: The axes of the weight; none for those of the target.
+        new: The axes of the target, which hold the taps of the old ones.
+    """
+    taps: list[slice | EllipsisType] = [...]
+    for before, after in zip(old, new, strict=True):
+        start = (after.low - before.low) // after.dilation
+        step = max(before.step // after.dilation, 1)
+        taps.append(slice(start, start + (before.size - 1) * step + 1, step))
+    part = target[tuple(taps)]
+    if column is None:
+        part.add_(weight)
+    else:
+        column = column.to(weight.device).view(*column.shape, *(1,) * (weight.ndim - 2))
+        part.scatter_add_(1, column.expand_as(weight), weight)
 
 
 def embed(weight: Tensor, old: Sequence[Axis], new: Sequence[Axis]) -> Tensor:
@@ -171,12 +188,7 @@ def embed(weight: Tensor, old: Sequence[Axis], new: Sequence[Axis]) -> Tensor:
     if tuple(old) == tuple(new):
         return weight
     target = weight.new_zeros(*weight.shape[:2], *(axis.size for axis in new))
-    taps: list[slice | EllipsisType] = [...]
-    for before, after in zip(old, new, strict=True):
-        start = (after.low - before.low) // after.dilation
-        step = max(before.step // after.dilation, 1)
-        taps.append(slice(start, start + (before.size - 1) * step + 1, step))
-    target[tuple(taps)] = weight
+    accumulate(target, weight, None, old, new)
     return target
 
 

@@ -188,11 +188,15 @@ class ConvKernel:
             self.padding_mode,
         )
 
-    def to_conv(self) -> Conv:
-        """Return an ``nn.Conv`` with this kernel, in evaluation mode.
+    def to_conv(self, like: Tensor | None = None) -> Conv:
+        """Return an ``nn.Conv`` with a copy of this kernel, in evaluation mode.
 
         Unequal or negative padding is written as equal padding and a kernel with zero taps.
+
+        Args:
+            like: A tensor of the dtype and device of the layer; those of the kernel by default.
         """
+        reference = self.weight if like is None else like
         axes = tuple(axis.symmetric() for axis in self.axes)
         weight = embed(self.weight, self.axes, axes)
         conv: Conv = CONV_CLASSES[len(axes)](
@@ -206,11 +210,12 @@ class ConvKernel:
             bias=self.bias is not None,
             padding_mode=self.padding_mode,  # type: ignore[arg-type] # checked at construction
             device=torch.device("meta"),
-            dtype=weight.dtype,
         )
-        conv.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-        if self.bias is not None:
-            conv.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        weights = {"weight": weight, "bias": self.bias}
+        for name, value in weights.items():
+            if value is not None:
+                layer = value.detach().to(reference, copy=True)
+                setattr(conv, name, nn.Parameter(layer, value.requires_grad))
         return conv.eval()
 
     def __call__(self, x: Tensor) -> Tensor:

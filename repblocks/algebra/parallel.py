@@ -19,11 +19,11 @@ from torch import Tensor
 from repblocks.algebra.affine import (
     AffineMap,
     Lazy,
+    accumulate,
     block_index,
     embed,
     evaluated_weight,
     merged_columns,
-    place,
 )
 from repblocks.algebra.axis import Axis, common_axis
 from repblocks.errors import NotFoldable
@@ -42,16 +42,14 @@ def add(*maps: AffineMap) -> AffineMap:
     if len(out_channels) > 1:
         raise NotFoldable(f"The branches of a sum have {sorted(out_channels)} output channels.")
     index, columns = _common_index(maps)
-    width = index.shape[1]
 
     def weight() -> Tensor:
         like = _first_weight(maps)
-        parts = [embed(evaluated_weight(value, like), value.axes, axes) for value in maps]
-        placed = [
-            part if column is None else place(part, column, width)
-            for part, column in zip(parts, columns, strict=True)
-        ]
-        return reduce(torch.add, placed)
+        parts = [evaluated_weight(value, like) for value in maps]
+        total = parts[0].new_zeros(*index.shape, *(axis.size for axis in axes))
+        for value, part, column in zip(maps, parts, columns, strict=True):
+            accumulate(total, part, column, value.axes, axes)
+        return total
 
     biases = [value.bias for value in maps if value.bias is not None]
     bias = Lazy(lambda: reduce(torch.add, (b() for b in biases))) if biases else None

@@ -20,10 +20,10 @@ from torch.nn import functional
 from repblocks.algebra.affine import (
     AffineMap,
     Lazy,
+    accumulate,
     block_index,
     evaluated_weight,
     merged_columns,
-    place,
 )
 from repblocks.algebra.axis import Axis, compose_axes
 from repblocks.errors import NotFoldable
@@ -103,13 +103,23 @@ def _composed_weight(
 
 def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]:
     """Combine each channel that the second map reads with each that the first reads for it."""
-    index, column = merged_columns(first.index[second.index].flatten(1))
+    in_order = torch.arange(first.out_channels).unsqueeze(1)
+    is_in_order = torch.equal(second.index, in_order)
+    index = first.index if is_in_order else first.index[second.index].flatten(1)
+    column: Tensor | None = None
+    if 1 not in (second.index.shape[1], first.index.shape[1]):
+        index, column = merged_columns(index)
 
     def weight() -> Tensor:
         outer = evaluated_weight(second, _known_weight(first))
-        inner = evaluated_weight(first, outer)[second.index.to(outer.device)]
-        pairs = _convolved(outer.unsqueeze(2), inner, second, first).flatten(1, 2)
-        return place(pairs, column, index.shape[1])
+        inner = evaluated_weight(first, outer)
+        read = inner.unsqueeze(1) if is_in_order else inner[second.index.to(outer.device)]
+        pairs = _convolved(outer.unsqueeze(2), read, second, first).flatten(1, 2)
+        if column is None:
+            return pairs
+        merged = pairs.new_zeros(*index.shape, *pairs.shape[2:])
+        accumulate(merged, pairs, column)
+        return merged
 
     return index, Lazy(weight)
 
@@ -173,7 +183,9 @@ def in_blocks(value: AffineMap, groups: int, like: Tensor | None = None) -> Tens
     index = block_index(value.out_channels, value.in_channels, groups)
     if torch.equal(value.index, index):
         return weight
-    return place(weight, value.index - index[:, :1], index.shape[1])
+    blocks = weight.new_zeros(*index.shape, *weight.shape[2:])
+    accumulate(blocks, weight, value.index - index[:, :1])
+    return blocks
 
 
 def _composed_bias(second: AffineMap, first: AffineMap) -> Lazy | None:

@@ -160,19 +160,16 @@ class ConvBlock(RepBlock):
         return ConvKernel.from_affine(value.with_axes(self.shape.ndim), like)
 
     def _fold(self) -> None:
-        conv = self.equivalent_kernel(torch.float64).to_conv()
-        take_after(conv, self)
-        self.branches, self.conv = None, conv
+        self.conv, self.branches = deployed_conv(self.equivalent_kernel(torch.float64), self), None
 
 
-def take_after(conv: Conv, origin: nn.Module) -> None:
-    """Give a new convolution the dtype, device, memory format and gradient flag of ``origin``."""
+def deployed_conv(kernel: ConvKernel, origin: nn.Module) -> Conv:
+    """Return a convolution with the dtype, device, memory format and gradients of ``origin``."""
     weights = list(origin.parameters())
-    conv.to(device=weights[0].device, dtype=weights[0].dtype)
-    kernel = next(w for w in weights if w.ndim > 2)
-    if kernel.ndim == 4 and any(_is_channels_last(w) for w in weights if w.ndim == 4):
+    conv = kernel.to_conv(weights[0])
+    if any(_is_channels_last(weight) for weight in weights if weight.ndim == 4):
         conv.to(memory_format=torch.channels_last)
-    conv.requires_grad_(any(w.requires_grad for w in weights))
+    return conv.requires_grad_(any(weight.requires_grad for weight in weights))
 
 
 def _is_channels_last(weight: Tensor) -> bool:

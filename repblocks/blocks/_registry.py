@@ -60,10 +60,6 @@ class Registry(Mapping[str, type[nn.Module]]):
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
-    def name_of(self, cls: type[nn.Module]) -> str:
-        """Return the name under which a class is registered."""
-        return next(name for name, known in self._classes.items() if known is cls)
-
 
 CONV_BLOCKS = Registry("conv block")
 STAGE_BLOCKS = Registry("stage block")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.shortcut import expand_shortcut
 from repblocks.algebra.special import CONV_CLASSES
-from repblocks.blocks._base import ConvBlock, RepBlock, take_after
+from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv
 from repblocks.blocks._registry import create_block, register_stage_block
 from repblocks.blocks._tail import create_activation
 from repblocks.branches import ConvShape, SplitConcat
@@ -141,9 +141,7 @@ class RepNeXtBlock(RepBlock):
             reference = kernels[0].weight
             kernels += [ConvKernel.from_conv(conv, reference) for conv in (self.pw1, self.pw2)]
             kernels = expand_shortcut(kernels)
-        convs = [kernel.to_conv() for kernel in kernels]
-        for conv in convs:
-            take_after(conv, self)
+        convs = [deployed_conv(kernel, self) for kernel in kernels]
         self.mixer, self.conv, self.drop_path = None, convs[0], nn.Identity()
         if len(convs) > 1:
             self.pw1, self.pw2 = convs[1], convs[2]

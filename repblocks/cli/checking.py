@@ -27,9 +27,7 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(signature.parameters)
 
 
-def check(
-    settings: Mapping[str, Any], known: Parameters, nodes: Mapping[str, Parameters]
-) -> None:
+def check(settings: Mapping[str, Any], known: Parameters, nodes: Mapping[str, Parameters]) -> None:
     """Check keys, plain types and missing values at every depth.
 
     Args:

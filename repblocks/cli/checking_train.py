@@ -11,10 +11,11 @@ import timm
 from omegaconf import DictConfig
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
-from repblocks.blocks import CONV_BLOCKS
+from repblocks.blocks import CONV_BLOCKS, ConvBlock
 from repblocks.cli.checking import Parameters, check, parameters_of
-from repblocks.cli.composing import block_options, plain
+from repblocks.cli.composing import plain
 from repblocks.cli.config import LoggerConfig, TrainConfig
+from repblocks.cli.parts import FACTS
 
 _TRAINING_DECIDES = (
     *("callbacks", "default_root_dir", "logger", "plugins", "use_distributed_sampler"),
@@ -42,6 +43,31 @@ def _trainer_parameters() -> Parameters:
     return {name: known[name] for name in known if name not in _TRAINING_DECIDES}
 
 
-def _block_parameters(name: str | None) -> Parameters:
-    free = {key: _keyword(key) for key in ("name", "options")}
-    return free | (block_options(name) if name is None or name in CONV_BLOCKS else {})
+def _block_parameters(name: Any) -> Parameters:
+    """Give what can be set for a block: the kernel size and its own options."""
+    known = {"name": _keyword("name"), "options": _keyword("options")}
+    known["kernel_size"] = _keyword("kernel_size", int | None)
+    cls = CONV_BLOCKS[name] if name in CONV_BLOCKS else None
+    if cls is not None and issubclass(cls, ConvBlock):
+        own = parameters_of(cls.build_branches)
+        keyword_only = inspect.Parameter.KEYWORD_ONLY
+        known |= {key: p for key, p in own.items() if p.kind is keyword_only}
+    return known
+
+
+def _model_parameters(node: Mapping[str, Any]) -> Parameters:
+    """Give what timm's factory takes and, for a registered network, what the network takes."""
+    known = parameters_of(timm.create_model)
+    name = node.get("model_name")
+    if not isinstance(name, str) or not timm.is_model(name):
+        return known
+    own = parameters_of(timm.model_entrypoint(name))
+    factory = {key: p for key, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    follows = {key: _keyword(key, int | None) for key in FACTS}  # null: as the data has it
+    return {**own, **factory, **follows}
+
+
+def _keyword(name: str, annotation: Any = Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from repblocks.blocks import CONV_BLOCKS
+from repblocks.cli.block_nodes import block_nodes
 from repblocks.errors import ConfigurationError
 
 # Lines of the log as they are, on the terminal; Hydra's own would also make a file.
@@ -46,52 +45,35 @@ def config_folder() -> Path:
     )
 
 
-def block_options(name: str | None) -> dict[str, inspect.Parameter]:
-    """Give what can be set for a block besides its name: the kernel size and its own options.
-
-    Args:
-        name: A registered block; None stands for the one that a network chooses itself.
-    """
-    options = {
-        "kernel_size": inspect.Parameter(
-            "kernel_size", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="int | None"
-        )
-    }
-    if name is not None:
-        build = inspect.signature(CONV_BLOCKS[name].build_branches, eval_str=True)  # type: ignore[attr-defined]  # the registry holds any module
-        options |= {
-            key: parameter
-            for key, parameter in build.parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
-    return options
-
-
-def _block_node(name: str | None) -> dict[str, Any]:
-    defaults = {key: option.default for key, option in block_options(name).items()}
-    return {"name": name, **defaults, "options": "${block_options:}"}
-
-
 def _own_options(*, _parent_: DictConfig) -> DictConfig | None:
     """Collect the options of a block that are set, for ``block_options`` of a network."""
-    chosen = {
-        key: value
-        for key, value in _parent_.items()
-        if key not in ("name", "options") and value is not None
-    }
+    own = (key for key in _parent_ if key not in ("name", "options"))
+    chosen = {key: _parent_[key] for key in own if _parent_[key] is not None}
     return OmegaConf.create(chosen) if chosen else None
 
 
+def _run_name(*, _root_: DictConfig) -> str:
+    """Name a run after its experiment, or its network and block."""
+    chosen = _root_.hydra.runtime.choices
+    if chosen.get("experiment"):
+        return str(chosen["experiment"])
+    parts = (chosen.get("model") or _root_.model.model_name, _root_.block.name)
+    return "-".join(str(part).replace("/", "_") for part in parts if part)
+
+
 def register() -> None:
-    """Tell Hydra what does not come from files: the group ``block`` and how to log."""
+    """Tell Hydra what does not come from files: the group ``block``, names and how to log."""
     store = ConfigStore.instance()
-    for name in (None, *CONV_BLOCKS):
-        store.store(group="block", name=name or "default", node=_block_node(name))
+    for name, node in block_nodes().items():
+        store.store(group="block", name=name, node=node)
     store.store(group="hydra/job_logging", name="repblocks", node=_LOGGING)
     OmegaConf.register_new_resolver("block_options", _own_options, replace=True)
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
 def plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     """Give a configuration as nested dicts and lists of plain values."""
     content = OmegaConf.to_container(config, resolve=resolve)
-    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+    return (
+        {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
+    )

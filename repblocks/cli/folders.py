@@ -7,54 +7,58 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
 from repblocks.errors import CheckpointError
 
 CHECKPOINTS = "checkpoints"
 
 
-def run_name(model_name: str | None, block: str | None, experiment: str | None) -> str:
-    """Name a run after its experiment, or its network and block."""
-    if experiment:
-        return experiment
-    return "-".join(part for part in (model_name, block) if part and part != "default")
-
-
 @contextlib.contextmanager
 def run_folder(chosen: str | None, composed: str, ckpt_path: Path | None) -> Iterator[Path]:
-    """Give the folder of a run; without a file in it, it is gone afterwards.
+    """Give the folder of a run; if the run leaves no file, it leaves no folder.
 
     Args:
         chosen: What the user asked for.
         composed: The folder that Hydra made for this run.
         ckpt_path: The checkpoint to continue from: the run then goes on in its own folder.
     """
+    from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
     if rank_zero_only.rank:  # the first process writes everything
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         remove_empty(Path(composed))
         return
     is_continued = ckpt_path is not None and ckpt_path.parent.name == CHECKPOINTS
-    own = ckpt_path.absolute().parents[1] if ckpt_path and is_continued else composed
-    output = Path(chosen or own)
+    own = ckpt_path.parents[1] if ckpt_path and is_continued else _readable(Path(composed))
+    output = Path(chosen) if chosen else own
+    is_new = not output.exists() or not chosen
     try:
         yield output
     finally:
-        for folder in (output, Path(composed)):
-            remove_empty(folder)
+        if is_new:
+            remove_empty(output)
+        remove_empty(Path(composed))
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder if there is no file in it, and the folders above it that are empty then."""
-    if not folder.is_dir() or any(path.is_file() for path in folder.rglob("*")):
+    """Remove a folder without files, and the folders above it that are empty then.
+
+    Neither the working folder nor anything above or beside it is removed.
+    """
+    folder, here = folder.resolve(), Path.cwd().resolve()
+    is_kept = not folder.is_dir() or folder == here or folder in here.parents
+    if is_kept or any(not path.is_dir() for path in folder.rglob("*")):
         return
-    inside = sorted((path for path in folder.rglob("*")), reverse=True)
+    above = [path for path in folder.parents if here in path.parents]
     with contextlib.suppress(OSError):
-        for path in (*inside, folder, *folder.parents):
-            if path == Path.cwd():
-                return
+        for path in (*sorted(folder.rglob("*"), reverse=True), folder, *above):
             path.rmdir()
+
+
+def _readable(folder: Path) -> Path:
+    """Name a folder below the working folder from there."""
+    here = Path.cwd()
+    return folder.relative_to(here) if here in folder.parents else folder
 
 
 def newest_run_checkpoint(outputs: Path) -> Path:

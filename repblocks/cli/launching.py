@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Never
 
 import hydra
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from repblocks.cli.composing import config_folder, register
+from repblocks.cli.folders import remove_empty
 from repblocks.errors import NonFiniteLossError, RepblocksError, VerificationError
 
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
@@ -67,6 +69,7 @@ def _passing_through(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
         try:
             return task(config)
         except _USER_ERRORS as error:
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the other runs of the sweep go on
             raise _Stopped from error

@@ -96,10 +96,11 @@ class Network(nn.Module):
         for block in self.modules():
             if isinstance(block, RepBlock):
                 block.to("meta")
-        for norm in self.modules():
-            if is_batch_norm(norm):
-                norm.num_batches_tracked = torch.ones((), dtype=torch.long, device="cpu")
-        switch_blocks(self.eval())
+        with torch.device("cpu"):  # of counters and index arithmetic, inside a device context too
+            for norm in self.modules():
+                if is_batch_norm(norm):
+                    norm.num_batches_tracked = torch.ones((), dtype=torch.long)
+            switch_blocks(self.eval())
         for module in self.modules():
             if any(p.is_meta for p in module.parameters(recurse=False)):
                 module.to_empty(device=device, recurse=False)

@@ -66,8 +66,8 @@ def _entry(name: str, network: type[nn.Module], row: Mapping[str, Any]) -> Calla
 def _signature(network: type[nn.Module], row: Mapping[str, Any]) -> inspect.Signature:
     """Return the arguments of the class, with those of the row as defaults."""
     keyword = inspect.Parameter.KEYWORD_ONLY
-    pretrained = inspect.Parameter("pretrained", keyword, default=False, annotation="bool")
-    own = inspect.signature(network).parameters.values()
+    pretrained = inspect.Parameter("pretrained", keyword, default=False, annotation=bool)
+    own = inspect.signature(network, eval_str=True).parameters.values()
     return inspect.Signature(
         [pretrained, *(p.replace(kind=keyword, default=row.get(p.name, p.default)) for p in own)]
     )

@@ -2,6 +2,8 @@
 
 Source:
     Vasu et al., MobileOne, CVPR 2023, tables 2 and 3, https://arxiv.org/abs/2206.04040
+
+Initial weights are torch's, as in the official code.
 """
 
 from __future__ import annotations

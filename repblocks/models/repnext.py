@@ -19,6 +19,7 @@ from torch import nn
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
 from repblocks.branches import ConvShape
 from repblocks.errors import ConfigurationError
+from repblocks.models._initial import truncated_normal_
 from repblocks.models._network import Network
 from repblocks.models._variants import register_variants
 
@@ -113,6 +114,8 @@ class RepNeXt(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
+        if not deploy:
+            truncated_normal_(self)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

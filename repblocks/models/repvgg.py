@@ -3,7 +3,8 @@
 Source:
     Ding et al., RepVGG, CVPR 2021, tables 2 and 3, https://arxiv.org/abs/2101.03697
 
-``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem.
+``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem. Initial
+weights are torch's, as in the official code.
 """
 
 from __future__ import annotations

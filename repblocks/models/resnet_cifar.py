@@ -12,6 +12,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
+from repblocks.models._initial import he_normal_
 from repblocks.models._network import Network
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -84,6 +85,8 @@ class ResNetCifar(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
+        if not deploy:
+            he_normal_(self)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -45,26 +45,40 @@ class TrainingResult:
     seconds: float
 
 
-def _resumed_step(classifier: ImageClassifier, ckpt_path: Path) -> int:
+def _resumed_step(classifier: ImageClassifier, ckpt_path: Path, max_epochs: int) -> int:
     """Check that a checkpoint fits before anything starts, and give its number of updates."""
     raw = read_checkpoint(ckpt_path).raw
     check_weights(classifier, raw["state_dict"])
+    if raw["epoch"] >= max_epochs:
+        raise ConfigurationError(
+            f"{ckpt_path} was written in epoch {raw['epoch'] + 1}, and trainer.max_epochs is "
+            f"{max_epochs}. Raise trainer.max_epochs to train on."
+        )
     return int(raw["global_step"])
 
 
-def _prepare_output(output: Path, *, is_resumed: bool) -> Path:
-    """Give the folder of the checkpoints; a run is never written over another one."""
-    folder = output / "checkpoints"
-    if not is_resumed and (output / "metrics.csv").exists():
+def _count(trainer: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """Read an option of the Trainer that must be a positive number."""
+    value = trainer.get(name, default)
+    if not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"trainer.{name} must be at least 1, got {value!r}.")
+    return value
+
+
+def _refuse_other_run(output: Path) -> None:
+    """Never write a run over another one."""
+    if (output / "metrics.csv").exists():
         raise ConfigurationError(
             f"{output} already holds a run. Choose another folder, or continue the run with "
-            f"ckpt_path={folder / LAST}."
+            f"ckpt_path={output / 'checkpoints' / LAST}."
         )
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"Cannot write into the output folder: {error}.") from error
-    return folder
 
 
 def _tensorboard(output: Path, first_step: int) -> TensorBoardLogger:
@@ -76,7 +90,7 @@ def _tensorboard(output: Path, first_step: int) -> TensorBoardLogger:
 def _callbacks(
     config: TrainingConfig, trainer: Mapping[str, Any], output: Path, folder: Path
 ) -> list[pl.Callback]:
-    every = trainer.get("log_every_n_steps", _LOG_EVERY_N_STEPS)
+    every = _count(trainer, "log_every_n_steps", _LOG_EVERY_N_STEPS)
     return [
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
@@ -135,9 +149,9 @@ def train(
         CheckpointError: if ``ckpt_path`` cannot be read, or is of another network.
         NonFiniteLossError: if the loss was not finite several times in a row.
     """
-    epochs = trainer.get("max_epochs")
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigurationError(f"trainer.max_epochs must be at least 1, got {epochs!r}.")
+    epochs = _count(trainer, "max_epochs")
+    if ckpt_path is None:
+        _refuse_other_run(output)
     classifier = ImageClassifier(
         model,
         data.num_classes,
@@ -147,8 +161,8 @@ def train(
             description, preprocessing=data.preprocessing, class_names=data.class_names
         ),
     )
-    step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path)
-    folder = _prepare_output(output, is_resumed=ckpt_path is not None)
+    step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path, epochs)
+    folder = output / "checkpoints"
     pl.seed_everything(config.seed, verbose=False)
     runner = build_trainer(
         trainer,
@@ -156,6 +170,7 @@ def train(
         tensorboard=_tensorboard(output, step + 1 if step else 0) if config.tensorboard else None,
         output=output,
     )
+    _make_folder(folder)
     start = time.perf_counter()
     with quiet():
         runner.fit(classifier, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

@@ -15,7 +15,9 @@ from repblocks.algebra import (
     linear_to_pointwise,
     pointwise_to_linear,
 )
-from repblocks.errors import NotFoldable
+from repblocks.algebra.serial import compose
+from repblocks.algebra.special import dense_taps, scale
+from repblocks.errors import NotFoldable, RepblocksError
 
 EXACT = 1e-12
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -242,3 +244,23 @@ def test_gradients_pass_through_every_identity():
         return both.weight, both.bias
 
     assert torch.autograd.gradcheck(function, (three, one, bias))
+
+
+def test_a_scale_is_a_map_too():
+    factor, x = torch.randn(4, dtype=torch.float64), image(4, 2)
+    conv = ConvKernel.from_conv(nn.Conv2d(4, 6, 3, padding=1, bias=False).double())
+    after = ConvKernel.from_affine(compose(scale(torch.ones(6).double() * 3), conv.to_affine()))
+    assert relative_error(after(x), 3 * conv(x)) < EXACT
+    before = ConvKernel.from_affine(compose(conv.to_affine(), scale(factor)))
+    assert relative_error(before(x), conv(x * factor.view(-1, 1, 1))) < EXACT
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_a_dilated_kernel_is_a_dense_one_with_zeros(ndim):
+    conv = CONV[ndim](4, 4, 3, padding=2, dilation=2, groups=2).double()
+    x = image(4, ndim)
+    dense = ConvKernel.from_affine(dense_taps(ConvKernel.from_conv(conv).to_affine()))
+    assert (dense.kernel_size, dense.dilation, dense.groups) == ((5,) * ndim, (1,) * ndim, 2)
+    assert relative_error(dense(x), conv(x)) < EXACT
+    with pytest.raises(RepblocksError, match="no taps to spread"):
+        dense_taps(AffineMap.identity(4))

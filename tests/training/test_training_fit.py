@@ -88,6 +88,24 @@ def test_resuming_another_network_is_refused_before_anything_starts(finished, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resuming_past_the_last_epoch_is_refused(finished, tmp_path):
+    _, result = finished
+    config = tiny_config(ema_decay=0.9)
+    with pytest.raises(
+        ConfigurationError, match=r"written in epoch 2, and trainer.max_epochs is 1"
+    ):
+        tiny_train(tmp_path, config, ckpt_path=result.last, max_epochs=1)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    folder, result = finished
+    before = (folder / "metrics.csv").read_bytes()
+    config = tiny_config(ema_decay=0.9, checkpoint_every_n_steps=5)
+    again = tiny_train(folder, config, ckpt_path=result.last, max_epochs=2)
+    assert again.metrics["best_val_top1"] == result.metrics["best_val_top1"]
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
 def test_output_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"Cannot write into the output folder.*file"):
@@ -99,6 +117,7 @@ def test_output_that_is_a_file_is_refused(tmp_path):
     [
         ({"max_epochs": 0}, r"trainer.max_epochs must be at least 1, got 0"),
         ({"max_epochs": None}, r"trainer.max_epochs must be at least 1, got None"),
+        ({"log_every_n_steps": 0}, r"trainer.log_every_n_steps must be at least 1, got 0"),
         ({"logger": True, "plugins": []}, r"trainer.logger, trainer.plugins cannot be set"),
         ({"max_epoch": 3}, r"refuses its options: .*max_epoch"),
         ({"precision": "7-mixed"}, r"refuses its options: .*7-mixed"),
@@ -108,6 +127,7 @@ def test_output_that_is_a_file_is_refused(tmp_path):
 def test_impossible_trainer_options_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigurationError, match=message):
         tiny_train(tmp_path, **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_without_validation_has_no_best_checkpoint(tmp_path):

@@ -1,0 +1,33 @@
+"""``deploy.py``: fold a checkpoint, prove it and write the artifact."""
+
+from __future__ import annotations
+
+
+from omegaconf import DictConfig
+
+from repblocks.cli.checking import check, parameters_of
+from repblocks.cli.composing import plain
+from repblocks.cli.config import DeployConfig
+from repblocks.cli.launching import launch
+
+
+def main() -> None:
+    """Deploy a checkpoint as the command line says."""
+    launch("deploy", run)
+
+
+def run(config: DictConfig) -> None:
+    """Do what a composed configuration says.
+
+    Args:
+        config: Of ``configs/deploy.yaml``.
+
+    Raises:
+        RepblocksError: if something in it is not possible, or the proof fails.
+    """
+    settings = plain(config, resolve=True)
+    check(settings, parameters_of(DeployConfig), {})
+    # Lightning and timm take seconds to load, and --help does without them.
+    from repblocks.cli.deployment_run import deploy_run
+
+    deploy_run(DeployConfig(**settings))

@@ -1,0 +1,51 @@
+"""From the settings of ``deploy.py`` to the artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from repblocks.cli.building import build_recorded_data
+from repblocks.cli.config import DeployConfig
+from repblocks.cli.folders import CHECKPOINTS, newest_run_checkpoint
+from repblocks.data import ImageDataModule
+from repblocks.deployment.from_checkpoint import deploy_checkpoint
+from repblocks.training import read_checkpoint
+
+_OUTPUTS = Path("outputs")
+_ARTIFACT = "artifact"
+
+
+def deploy_run(settings: DeployConfig) -> None:
+    """Deploy a checkpoint, and say where the artifact is.
+
+    Raises:
+        RepblocksError: if the checkpoint, the data or the output is not possible, or the proof
+            fails.
+    """
+    console = Console(soft_wrap=True)
+    path = Path(settings.ckpt_path) if settings.ckpt_path else newest_run_checkpoint(_OUTPUTS)
+    console.print(f"Deploying {path}")
+    output = Path(settings.output) if settings.output else _beside(path)
+    options: dict[str, Any] = {}
+    if settings.deploy_shortcut is not None:
+        options["model_options"] = {"deploy_shortcut": settings.deploy_shortcut}
+    report = deploy_checkpoint(
+        path, output, data=_data(path, settings), formats=settings.formats, **options
+    )
+    console.print(report.to_table())
+    console.print(f"Artifact: {output}")
+    console.print(f'Next, in Python: repblocks.load("{output}")', highlight=False)
+
+
+def _beside(path: Path) -> Path:
+    """Give the place of the artifact: in the run of the checkpoint, or beside a lone file."""
+    return (path.parent.parent if path.parent.name == CHECKPOINTS else path.parent) / _ARTIFACT
+
+
+def _data(path: Path, settings: DeployConfig) -> ImageDataModule | None:
+    """Build the data of the run that wrote the checkpoint, with changes over its options."""
+    recorded = read_checkpoint(path).config.get("data")
+    return build_recorded_data({**recorded, **settings.data}) if recorded else None

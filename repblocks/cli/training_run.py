@@ -1,0 +1,123 @@
+"""``train.py mode=train``: train, deploy the best checkpoint, and say what to do next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+from typing_extensions import override
+
+from repblocks.cli.building import build_data
+from repblocks.cli.composing import config_folder
+from repblocks.cli.folders import run_folder
+from repblocks.cli.parts import Parts, build_parts
+from repblocks.cli.summary import SUMMARY
+from repblocks.deployment.from_checkpoint import deploy_checkpoint
+from repblocks.deployment.report import DeploymentReport
+from repblocks.training import TrainingResult, train
+
+ARTIFACT = "artifact"
+CONFIG = "config.yaml"
+
+
+def train_and_deploy(config: DictConfig) -> float | None:
+    """Train, and write the artifact if ``deploy`` is on.
+
+    Returns:
+        The best accuracy on the validation images.
+
+    Raises:
+        RepblocksError: if a part is not possible, training stops, or the proof fails.
+    """
+    ckpt_path = None if config.ckpt_path is None else Path(config.ckpt_path)
+    with run_folder(config.output, HydraConfig.get().runtime.output_dir, ckpt_path) as output:
+        parts = build_parts(config)
+        result = train(
+            parts.training,
+            parts.model,
+            parts.data,
+            parts.settings["trainer"],
+            output=output,
+            description=parts.description,
+            ckpt_path=ckpt_path,
+            callbacks=[*parts.callbacks, _SavedConfig(parts.settings, output)],
+        )
+        if rank_zero_only.rank == 0:
+            _finish(parts, result, output)
+    return result.metrics.get("best_val_top1")
+
+
+class _SavedConfig(pl.Callback):
+    """Write the configuration beside the run, once it is sure that there is a run."""
+
+    def __init__(self, settings: Mapping[str, Any], output: Path) -> None:
+        self.settings = settings
+        self.output = output
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            _write_config(self.settings, self.output)
+
+
+def _write_config(settings: Mapping[str, Any], output: Path) -> None:
+    """Write a configuration that ``--config-dir`` runs again, in a folder of its own."""
+    again = {
+        "defaults": ["_self_", {"override hydra/job_logging": "repblocks"}],
+        **settings,
+        "output": None,
+        "hydra": OmegaConf.load(config_folder() / "train.yaml").hydra,
+    }
+    command = f"# Run it again: train.py --config-dir {output} --config-name config\n"
+    partial = output / f"{CONFIG}.part"
+    partial.write_text(command + OmegaConf.to_yaml(OmegaConf.create(again)), encoding="utf-8")
+    partial.replace(output / CONFIG)
+
+
+def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
+    """Deploy, and tell what there is."""
+    console = Console(soft_wrap=True)
+    accuracy = result.metrics.get("best_val_top1")
+    shown = "no validation" if accuracy is None else f"best top-1 {accuracy:.2%}"
+    console.print(f"Trained in {result.seconds:.0f} s, {shown}.")
+    checkpoint = result.best or result.last
+    report = None
+    if checkpoint is None:
+        console.print(f"No checkpoint was written. Logs: {output}")
+    elif parts.settings["deploy"]:
+        # New data: that of training may be divided among processes.
+        data = build_data(parts.settings["data"])
+        report = deploy_checkpoint(
+            checkpoint, output / ARTIFACT, data=data, formats=parts.settings["formats"]
+        )
+        console.print(report.to_table())
+        console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")
+        console.print(f'Next, in Python: repblocks.load("{output / ARTIFACT}")', highlight=False)
+    else:
+        console.print(f"Checkpoint: {checkpoint}\nNext: deploy.py ckpt_path={checkpoint}")
+    _write_summary(output, accuracy, result.seconds, report)
+
+
+def _write_summary(
+    output: Path, accuracy: float | None, seconds: float, report: DeploymentReport | None
+) -> None:
+    """Write what the table of a sweep shows about this run."""
+    overrides = [text.lstrip("+") for text in HydraConfig.get().overrides.task]
+    row: dict[str, Any] = {
+        "overrides": " ".join(overrides),
+        "accuracy": accuracy,
+        "train_seconds": seconds,
+    }
+    if report is not None:
+        row["deployed_bytes"] = next(
+            (size for name, size in report.sizes.items() if name.startswith("model.")), None
+        )
+        row["latency_ms"] = report.measured["latency_ms"]["deployed_form"]
+    (output / SUMMARY).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")

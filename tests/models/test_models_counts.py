@@ -1,0 +1,150 @@
+"""Parameters and multiply-adds of both forms, against timm's networks or a closed formula."""
+
+import pytest
+import timm
+import torch
+from models_nets import NAMES, count_macs, count_parameters
+from timm.models import reparameterize_model
+
+from repblocks.folding.switch import fold_blocks
+
+PEERS = [name for name in NAMES if timm.is_model(name.removeprefix("repblocks_"))]
+CHEAP = {"repblocks_repvgg_a0", "repblocks_mobileone_s0"}
+
+
+def counts(model, size=224, channels=3):
+    return count_parameters(model), count_macs(model, size, channels)
+
+
+def meta(name, **options):
+    with torch.device("meta"):
+        return timm.create_model(name, **options)
+
+
+def test_timm_has_a_peer_of_each_published_network():
+    assert len(PEERS) == 16
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_training_form_counts_as_timms(name):
+    ours, theirs = counts(meta(name)), counts(meta(name.removeprefix("repblocks_")))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in CHEAP else pytest.param(n, marks=pytest.mark.slow) for n in PEERS]
+)
+def test_deployed_form_counts_as_timms(name):
+    ours = timm.create_model(name, deploy=True)
+    theirs = timm.create_model(name.removeprefix("repblocks_")).eval()
+    assert counts(ours) == counts(reparameterize_model(theirs, inplace=True))
+
+
+def repvgg_tiny(classes, channels, size, deployed):
+    """3 x 3, in the training form 1 x 1 too, each with BatchNorm; identity BatchNorm."""
+    layers = [(channels, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1), (64, 128, 2)]
+    parameters = macs = 0
+    for c_in, c_out, stride in layers:
+        size = -(-size // stride)
+        taps = 9 if deployed else 9 + 1
+        macs += size**2 * c_in * c_out * taps
+        parameters += c_in * c_out * taps
+        parameters += c_out if deployed else 4 * c_out + 2 * c_out * (c_in == c_out)
+    return parameters + 129 * classes, macs + 128 * classes
+
+
+def repnext(depths, dims, patch, classes, channels, size, deployed, expand=False):
+    """A position of a block costs 8C² + 49C deployed, 15C² + 98C with the shortcut folded in."""
+    size //= patch
+    parameters = channels * patch**2 * dims[0] + dims[0] * (1 if deployed else 2)
+    macs = size**2 * channels * patch**2 * dims[0]
+    before = dims[0]
+    for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
+        if i:
+            size //= 2
+            parameters += 4 * before * dim + dim + (0 if deployed else 2 * before)
+            macs += size**2 * 4 * before * dim
+        third, rest = divmod(dim, 3)
+        chunks = [third + (j < rest) for j in range(3)]
+        chunked = sum(k**2 * c for k, c in zip((7, 5, 3), chunks, strict=True))
+        if not deployed:
+            block = (chunked + 2 * dim + 8 * dim**2 + 5 * dim, chunked + 8 * dim**2)
+        elif expand:
+            block = (98 * dim + 2 * dim + 15 * dim**2 + 6 * dim, 98 * dim + 15 * dim**2)
+        else:
+            block = (49 * dim + dim + 8 * dim**2 + 5 * dim, 49 * dim + 8 * dim**2)
+        parameters += depth * block[0]
+        macs += depth * size**2 * block[1]
+        before = dim
+    return parameters + (before + 1) * classes, macs + before * classes
+
+
+def resnet_cifar(depth, classes, size, deployed):
+    """3 x 3 convolutions only: shortcuts have no parameter."""
+    layers = [(3, 16, 1)]
+    for c_in, c_out in ((16, 16), (16, 32), (32, 64)):
+        layers.append((c_in, c_out, 1 if c_in == c_out else 2))
+        layers += [(c_out, c_out, 1)] * (2 * depth - 1)
+    parameters = macs = 0
+    for c_in, c_out, stride in layers:
+        size //= stride
+        macs += size**2 * 9 * c_in * c_out
+        parameters += 9 * c_in * c_out + c_out * (1 if deployed else 2)
+    return parameters + 65 * classes, macs + 64 * classes
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
+def test_repvgg_tiny_counts_as_its_formula(deployed, channels, size):
+    model = timm.create_model(
+        "repblocks_repvgg_tiny", num_classes=10, in_chans=channels, deploy=deployed
+    )
+    expected = repvgg_tiny(10, channels, size, deployed)
+    assert counts(model, size, channels) == expected
+    assert expected[0] <= 600_000
+
+
+def test_repvgg_tiny_is_cheap_enough_to_train_on_a_cpu():
+    assert 5e6 <= repvgg_tiny(10, 1, 28, deployed=True)[1] <= 8e6
+
+
+REPNEXT = {
+    "mini": ((2, 2, 2), (48, 96, 192), 2, 32),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768), 4, 224),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768), 4, 224),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 4, 224),
+}
+
+
+@pytest.mark.parametrize("form", ["training", "add", "expand"])
+@pytest.mark.parametrize("variant", REPNEXT)
+def test_repnext_counts_as_its_formula(variant, form):
+    depths, dims, patch, size = REPNEXT[variant]
+    options = {"deploy": True, "deploy_shortcut": form} if form != "training" else {}
+    if variant == "mini":
+        model = timm.create_model("repblocks_repnext_mini", num_classes=10, **options)
+    else:
+        model = meta(f"repblocks_repnext_{variant}", num_classes=10, **options)
+    deployed = form != "training"
+    assert counts(model, size) == repnext(
+        depths, dims, patch, 10, 3, size, deployed, form == "expand"
+    )
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize(("variant", "depth"), [("20", 3), ("56", 9)])
+def test_resnet_cifar_counts_as_its_formula(variant, depth, deployed):
+    model = timm.create_model(f"repblocks_resnet_cifar_{variant}", num_classes=10, deploy=deployed)
+    assert counts(model, 32) == resnet_cifar(depth, 10, 32, deployed)
+
+
+def test_resnet_cifar_has_the_published_size():
+    # Table 6 of the paper: 0.27 M and 0.85 M.
+    assert [round(resnet_cifar(n, 10, 32, False)[0] / 1e6, 2) for n in (3, 9)] == [0.27, 0.85]
+
+
+def test_switching_costs_what_building_deployed_costs():
+    name = "repblocks_repvgg_tiny"
+    folded, blocks = fold_blocks(timm.create_model(name, deploy=True))
+    assert not blocks
+    assert count_parameters(folded) == count_parameters(timm.create_model(name, deploy=True))

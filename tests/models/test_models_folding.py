@@ -1,0 +1,108 @@
+"""Each block in each family: the folded network is the same function, without a BatchNorm."""
+
+import copy
+
+import pytest
+import torch
+from models_nets import families, images, norms, small
+from timm.utils import reparameterize_model
+from truth import calibrate, relative_error, rms_error
+
+from repblocks.blocks import CONV_BLOCKS
+from repblocks.folding.switch import fold_blocks, switch_blocks
+
+BLOCKS = [None, *CONV_BLOCKS]
+
+
+def trained(family, **options):
+    """A network with perturbed statistics, in float64 and evaluation mode."""
+    model = small(family, **options).double()
+    return calibrate(model, *(images(dtype=torch.float64, count=8, seed=i) for i in range(3)))
+
+
+@families
+@pytest.mark.parametrize("block", BLOCKS)
+def test_folded_network_is_the_same_function(family, block):
+    model = trained(family, block=block)
+    x = images(dtype=torch.float64, seed=9)
+    with torch.no_grad():
+        truth = model(x)
+        folded, report = fold_blocks(model)
+        assert relative_error(folded(x), truth) < 1e-10
+        assert truth.abs().max() > 1e-3, "a dead signal proves nothing"
+    assert report
+    assert norms(model)
+    assert not norms(folded)
+
+
+@families
+@pytest.mark.parametrize("block", BLOCKS)
+def test_state_of_a_switched_network_loads_into_a_deployed_one(family, block):
+    folded, _ = fold_blocks(trained(family, block=block))
+    deployed = small(family, block=block, deploy=True).double().eval()
+    deployed.load_state_dict(folded.state_dict(), strict=True)
+    x = images(dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(deployed(x), folded(x))
+
+
+@pytest.mark.parametrize("shortcut", ["add", "expand"])
+def test_both_shortcuts_of_repnext_fold(shortcut):
+    model = trained("repnext", deploy_shortcut=shortcut, drop_path_rate=0.2)
+    folded, _ = fold_blocks(model)
+    x = images(dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-10
+    deployed = small("repnext", deploy_shortcut=shortcut, drop_path_rate=0.2, deploy=True)
+    shapes = {name: tensor.shape for name, tensor in deployed.state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in folded.state_dict().items()}
+
+
+def test_squeeze_and_excitation_stays_after_folding():
+    model = trained("mobileone", se_blocks=(1, 1, 1, 1))
+    gates = [name for name in model.state_dict() if ".se." in name]
+    folded, _ = fold_blocks(model)
+    assert gates == [name for name in folded.state_dict() if ".se." in name] != []
+
+
+@families
+def test_single_precision_is_as_exact_as_the_training_form(family):
+    model = trained(family)
+    folded, _ = fold_blocks(copy.deepcopy(model).float())
+    single = copy.deepcopy(model).float()
+    for seed in range(8):
+        x = images(dtype=torch.float64, seed=100 + seed)
+        with torch.no_grad():
+            truth = model(x)
+            own, ours = rms_error(single(x.float()), truth), rms_error(folded(x.float()), truth)
+        assert ours <= 2 * own + 1e-7
+
+
+@families
+def test_timms_reparameterize_model_finds_every_block(family):
+    model = trained(family)
+    x = images(dtype=torch.float64)
+    folded = reparameterize_model(model)
+    assert not norms(folded)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-10
+
+
+@families
+def test_copy_folds_and_leaves_the_original(family):
+    model = trained(family)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    switch_blocks(copy.deepcopy(model))
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@families
+def test_deployed_network_starts_finite_and_trains(family):
+    model = small(family, deploy=True)
+    assert model.training
+    model(images()).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.device.type == "cpu", name
+        assert parameter.isfinite().all(), name
+        assert parameter.grad is not None, name

@@ -1,0 +1,96 @@
+"""Which block stands in which place, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from models_nets import NAMES, families, images, small
+
+from repblocks.blocks import CONV_BLOCKS, ConvBlock, RepNeXtBlock
+from repblocks.errors import ConfigurationError, UnknownNameError
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "model"
+
+
+def blocks(model):
+    return [m for m in model.modules() if isinstance(m, ConvBlock)]
+
+
+@pytest.mark.parametrize("family", ["repvgg", "mobileone", "resnet_cifar"])
+@pytest.mark.parametrize("block", CONV_BLOCKS)
+def test_block_fills_every_place(family, block):
+    assert {type(b) for b in blocks(small(family, block=block))} == {CONV_BLOCKS[block]}
+
+
+def test_block_fills_the_depthwise_place_of_repnext():
+    model = small("repnext", block="acb")
+    mixers = [m.mixer for m in model.modules() if isinstance(m, RepNeXtBlock)]
+    assert len(mixers) == 4
+    assert {type(m) for m in mixers} == {CONV_BLOCKS["acb"]}
+    assert {m.shape.kernel_size for m in mixers} == {(7, 7)}
+
+
+@families
+def test_stage_block_is_refused_with_the_names_that_fit(family):
+    with pytest.raises(UnknownNameError, match="'repnext'.*acb, dbb, mobileone, plain, repvgg"):
+        small(family, block="repnext")
+
+
+@families
+def test_kernel_size_goes_to_every_place_larger_than_one(family):
+    model = small(family, block="plain", block_options={"kernel_size": 5})
+    patches = {(2, 2)} if family == "repnext" else set()
+    pointwise = {(1, 1)} if family == "mobileone" else set()
+    assert {b.shape.kernel_size for b in blocks(model)} == {(5, 5)} | patches | pointwise
+    assert model(images()).shape == (4, 5)
+
+
+@families
+def test_even_kernel_size_is_refused_by_the_block(family):
+    with pytest.raises(ConfigurationError, match="kernel_size must be odd.*4"):
+        small(family, block="repvgg", block_options={"kernel_size": 4})
+
+
+@families
+def test_unknown_block_option_is_refused(family):
+    with pytest.raises(UnknownNameError, match="'num_convs'.*Did you mean 'num_conv_branches'"):
+        small(family, block="mobileone", block_options={"num_convs": 2})
+
+
+def test_options_of_the_chunks_are_refused():
+    with pytest.raises(ConfigurationError, match=r"block_options needs a block.*'kernel_size': 5"):
+        small("repnext", block_options={"kernel_size": 5})
+
+
+def test_wrong_shortcut_is_refused():
+    with pytest.raises(ConfigurationError, match="deploy_shortcut must be one of.*'fold'"):
+        small("repnext", deploy_shortcut="fold")
+
+
+def test_own_block_takes_options_over_its_own():
+    def branches(model):
+        first = model.stages[0][0].branches
+        return sum(name.startswith("kxk") for name in first), sum(
+            name.startswith("kxk") for name in model.stem.branches
+        )
+
+    assert branches(timm.create_model("repblocks_mobileone_s0")) == (4, 1)
+    assert branches(timm.create_model("repblocks_mobileone_s1")) == (1, 1)
+    two = timm.create_model("repblocks_mobileone_s1", block_options={"num_conv_branches": 2})
+    assert branches(two) == (2, 2)
+
+
+def test_every_network_has_its_configuration_and_no_other():
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    assert {f"repblocks_{stem}" for stem in files} == set(NAMES)
+    for stem, config in files.items():
+        assert config["model_name"] == f"repblocks_{stem}"
+        own = {
+            key: value
+            for key, value in config.items()
+            if key not in ("_target_", "model_name") and "${" not in str(value)
+        }
+        with torch.device("meta"):
+            timm.create_model(config["model_name"], **own)
