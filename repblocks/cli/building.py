@@ -67,7 +67,8 @@ def _name(cls: type) -> str:
 
 
 def _subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]
+    children: list[type] = cls.__subclasses__()
+    return [found for child in children for found in (child, *_subclasses(child))]
 
 
 def _targets(node: Any) -> list[Any]:

@@ -14,7 +14,18 @@ from repblocks.errors import ConfigurationError
 
 Parameters = Mapping[str, inspect.Parameter]
 _SPECIAL = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+_CONTAINERS: dict[Any, type] = {dict: Mapping, Mapping: Mapping, list: list}
 _PLAIN = (bool, int, float, str, NoneType)
+_WORDS: dict[Any, str] = {
+    NoneType: "null",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a group of keys",
+    Mapping: "a group of keys",
+}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -68,22 +79,27 @@ def _problems(
 
 def _nested(value: Any, nodes: Mapping[str, Parameters], path: str) -> Iterator[str]:
     """Look into nodes: those that are known, those with a ``_target_``, and mere containers."""
-    if isinstance(value, list):
+    if isinstance(value, Mapping) and path in nodes:
+        yield from _problems(value, nodes[path], nodes, path)
+    elif isinstance(value, Mapping) and "_target_" in value:
+        yield from _target_problems(value, nodes, path)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _nested(item, nodes, f"{path}.{key}")
+    elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _nested(item, nodes, f"{path}[{index}]")
-    elif isinstance(value, Mapping):
-        if path in nodes:
-            yield from _problems(value, nodes[path], nodes, path)
-        elif "_target_" in value:
-            try:
-                known = parameters_of(get_object(str(value["_target_"])))
-            except Exception as error:  # importing runs code that may raise anything
-                yield f"{path}._target_ cannot be imported: {error}"
-            else:
-                yield from _problems(value, known, nodes, path)
-        else:
-            for key, item in value.items():
-                yield from _nested(item, nodes, f"{path}.{key}")
+
+
+def _target_problems(
+    node: Mapping[str, Any], nodes: Mapping[str, Parameters], path: str
+) -> Iterator[str]:
+    try:
+        known = parameters_of(get_object(str(node["_target_"])))
+    except (ImportError, ValueError, TypeError) as error:
+        yield f"{path}._target_ cannot be imported: {error}"
+    else:
+        yield from _problems(node, known, nodes, path)
 
 
 def _value_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
@@ -100,19 +116,11 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, part) for part in get_args(annotation))
     if origin is Literal:
         return value in get_args(annotation)
-    if isinstance(value, Mapping) and "_target_" in value:
-        return True
-    if origin is dict or origin is Mapping:
-        return isinstance(value, Mapping)
-    if origin is list:
-        return isinstance(value, list)
-    if annotation is None or annotation is NoneType:
-        return value is None
-    if annotation not in _PLAIN:
-        return True
+    if origin in _CONTAINERS:
+        return isinstance(value, _CONTAINERS[origin])
     if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is annotation
+        return type(value) in (int, float)
+    return annotation not in _PLAIN or type(value) is annotation
 
 
 def _describe(annotation: Any) -> str:
@@ -120,10 +128,7 @@ def _describe(annotation: Any) -> str:
         return " or ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(_describe(part) for part in get_args(annotation))
-    names = {NoneType: "null", list: "a list", dict: "a group of keys", Mapping: "a group of keys"}
-    plain = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-    words: Any = {**names, **plain}.get(get_origin(annotation) or annotation)
-    return words or getattr(annotation, "__name__", str(annotation))
+    return _WORDS.get(get_origin(annotation) or annotation) or str(annotation)
 
 
 def _hint(key: str, names: Iterable[str], path: str) -> str:

@@ -47,9 +47,9 @@ def _block_parameters(name: Any) -> Parameters:
     """Give what can be set for a block: the kernel size and its own options."""
     known = {"name": _keyword("name"), "options": _keyword("options")}
     known["kernel_size"] = _keyword("kernel_size", int | None)
-    cls = CONV_BLOCKS[name] if name in CONV_BLOCKS else None
-    if cls is not None and issubclass(cls, ConvBlock):
-        own = parameters_of(cls.build_branches)
+    if name in CONV_BLOCKS:
+        cls = CONV_BLOCKS[name]
+        own = parameters_of(cls.build_branches) if issubclass(cls, ConvBlock) else {}
         keyword_only = inspect.Parameter.KEYWORD_ONLY
         known |= {key: p for key, p in own.items() if p.kind is keyword_only}
     return known

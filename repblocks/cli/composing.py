@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -73,7 +72,4 @@ def register() -> None:
 
 def plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     """Give a configuration as nested dicts and lists of plain values."""
-    content = OmegaConf.to_container(config, resolve=resolve)
-    return (
-        {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
-    )
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))

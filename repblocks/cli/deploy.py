@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from omegaconf import DictConfig
 
 from repblocks.cli.checking import check, parameters_of

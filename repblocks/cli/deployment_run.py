@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -29,11 +28,13 @@ def deploy_run(settings: DeployConfig) -> None:
     path = Path(settings.ckpt_path) if settings.ckpt_path else newest_run_checkpoint(_OUTPUTS)
     console.print(f"Deploying {path}")
     output = Path(settings.output) if settings.output else _beside(path)
-    options: dict[str, Any] = {}
-    if settings.deploy_shortcut is not None:
-        options["model_options"] = {"deploy_shortcut": settings.deploy_shortcut}
+    shortcut = settings.deploy_shortcut
     report = deploy_checkpoint(
-        path, output, data=_data(path, settings), formats=settings.formats, **options
+        path,
+        output,
+        data=_data(path, settings),
+        formats=settings.formats,
+        model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")

@@ -12,6 +12,13 @@ from repblocks.errors import CheckpointError
 CHECKPOINTS = "checkpoints"
 
 
+def is_first_process() -> bool:
+    """Tell whether this process is the one that writes."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
+
+
 @contextlib.contextmanager
 def run_folder(chosen: str | None, composed: str, ckpt_path: Path | None) -> Iterator[Path]:
     """Give the folder of a run; if the run leaves no file, it leaves no folder.
@@ -21,9 +28,7 @@ def run_folder(chosen: str | None, composed: str, ckpt_path: Path | None) -> Ite
         composed: The folder that Hydra made for this run.
         ckpt_path: The checkpoint to continue from: the run then goes on in its own folder.
     """
-    from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
-    if rank_zero_only.rank:  # the first process writes everything
+    if not is_first_process():
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         remove_empty(Path(composed))

@@ -10,14 +10,14 @@ from typing import Any, Never
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.folders import remove_empty
-from repblocks.errors import NonFiniteLossError, RepblocksError, VerificationError
+from repblocks.errors import NonFiniteLossError, RepblocksError, UnknownNameError, VerificationError
 
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
@@ -80,12 +80,15 @@ def _passing_through(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
 def _end(error: BaseException | None, is_traced: bool) -> Never:
     if is_traced and error is not None:
         raise error
-    causes = [str(cause) for cause in (error, _cause(error)) if cause is not None]
-    sys.stderr.write("\n".join(dict.fromkeys(causes)) + "\n")
+    sys.stderr.write(_message(error) + "\n")
     code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _OTHER)
     sys.exit(code)
 
 
-def _cause(error: BaseException | None) -> BaseException | None:
-    """Give what Hydra's messages leave out."""
-    return error.__cause__ if isinstance(error, HydraException) else None
+def _message(error: BaseException | None) -> str:
+    """Give what to tell the user: Hydra's messages leave out their cause."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return str(UnknownNameError(group, name, error.options))
+    causes = [error, error.__cause__ if isinstance(error, HydraException) else None]
+    return "\n".join(dict.fromkeys(str(cause) for cause in causes if cause is not None))

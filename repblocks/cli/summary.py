@@ -21,7 +21,12 @@ COLUMNS = ("run", "overrides", "accuracy", "train_seconds", "deployed_bytes", "l
 class Summary(Callback):
     """Collect what each run of a sweep wrote about itself."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+    def on_job_end(
+        self,
+        config: DictConfig,
+        job_return: JobReturn,  # noqa: ARG002 - Hydra passes it by name
+        **_: Any,
+    ) -> None:
         """Write the table of the runs so far, so that it outlives a run that fails."""
         if config.hydra.mode == RunMode.MULTIRUN:
             write_summary(Path(config.hydra.sweep.dir))
@@ -30,7 +35,13 @@ class Summary(Callback):
         """Print the table."""
         folder = Path(config.hydra.sweep.dir)
         table = Table(*COLUMNS, caption=str(folder / "summary.csv"))
-        for row in read_summaries(folder):
+        rows = read_summaries(folder)
+        overrides = [row["overrides"].split() for row in rows]
+        for row, own in zip(rows, overrides, strict=True):
+            # What all runs share says nothing about one of them.
+            row["overrides"] = " ".join(
+                text for text in own if not all(text in others for others in overrides)
+            )
             table.add_row(*(_shown(row.get(column)) for column in COLUMNS))
         Console().print(table)
 

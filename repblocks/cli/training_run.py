@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from typing_extensions import override
 
 from repblocks.cli.building import build_data
 from repblocks.cli.composing import config_folder
-from repblocks.cli.folders import run_folder
+from repblocks.cli.folders import is_first_process, run_folder
 from repblocks.cli.parts import Parts, build_parts
 from repblocks.cli.summary import SUMMARY
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.report import DeploymentReport
-from repblocks.training import TrainingResult, train
+from repblocks.training import TrainingResult, read_checkpoint, train
+
+_logger = logging.getLogger(__name__)
 
 ARTIFACT = "artifact"
 CONFIG = "config.yaml"
@@ -39,6 +41,8 @@ def train_and_deploy(config: DictConfig) -> float | None:
     ckpt_path = None if config.ckpt_path is None else Path(config.ckpt_path)
     with run_folder(config.output, HydraConfig.get().runtime.output_dir, ckpt_path) as output:
         parts = build_parts(config)
+        if ckpt_path is not None:
+            _log_changes(read_checkpoint(ckpt_path).config, parts.settings)
         result = train(
             parts.training,
             parts.model,
@@ -49,9 +53,29 @@ def train_and_deploy(config: DictConfig) -> float | None:
             ckpt_path=ckpt_path,
             callbacks=[*parts.callbacks, _SavedConfig(parts.settings, output)],
         )
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             _finish(parts, result, output)
     return result.metrics.get("best_val_top1")
+
+
+def _log_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Say which settings are not those of the interrupted run: its continuation is not exact."""
+    old, new = _flat(before), _flat(after)
+    changed = [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in ("ckpt_path", "output", "init_from")
+    ]
+    if changed and is_first_process():
+        _logger.warning("Continuing with other settings than before: %s.", "; ".join(changed))
+
+
+def _flat(node: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Give each value by its path."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {path + key: value}
+    return flat
 
 
 class _SavedConfig(pl.Callback):

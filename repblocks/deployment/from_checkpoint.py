@@ -27,7 +27,7 @@ def deploy_checkpoint(
     *,
     data: ImageDataModule | None = None,
     formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
-    block_options: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -37,7 +37,8 @@ def deploy_checkpoint(
         data: Where the validation images come from. Without it, or without its files, the report
             says so.
         formats: Names of the formats to write.
-        block_options: Options of the blocks that change the deployed form, over the checkpoint's.
+        model_options: Arguments of the network that change the deployed form, over the
+            checkpoint's.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
@@ -46,9 +47,7 @@ def deploy_checkpoint(
             written.
     """
     checkpoint = read_checkpoint(path)
-    arguments = dict(checkpoint.model_kwargs)
-    if block_options:
-        arguments["block_options"] = {**arguments.get("block_options", {}), **block_options}
+    arguments = {**checkpoint.model_kwargs, **(model_options or {})}
     training_form = build(checkpoint.model_name, arguments, Path(path))
     load_weights(training_form, checkpoint.state_dict, new_head=False)
     training_form.eval()

@@ -95,10 +95,10 @@ def test_data_prepared_otherwise_is_refused(checkpoint: Path, tmp_path: Path) ->
     assert not (tmp_path / "artifact").exists()
 
 
-def test_block_options_can_be_changed(checkpoint: Path, tmp_path: Path) -> None:
+def test_model_options_can_be_changed(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "artifact"
     with pytest.raises(CheckpointError, match=r"fails with: .*deploy_shortcut"):
-        deploy_checkpoint(checkpoint, output, block_options={"deploy_shortcut": "expand"})
+        deploy_checkpoint(checkpoint, output, model_options={"deploy_shortcut": "expand"})
 
 
 @pytest.mark.parametrize(

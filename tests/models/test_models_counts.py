@@ -6,8 +6,6 @@ import torch
 from models_nets import NAMES, count_macs, count_parameters
 from timm.models import reparameterize_model
 
-from repblocks.folding.switch import fold_blocks
-
 PEERS = [name for name in NAMES if timm.is_model(name.removeprefix("repblocks_"))]
 CHEAP = {"repblocks_repvgg_a0", "repblocks_mobileone_s0"}
 
@@ -35,7 +33,7 @@ def test_training_form_counts_as_timms(name):
     "name", [n if n in CHEAP else pytest.param(n, marks=pytest.mark.slow) for n in PEERS]
 )
 def test_deployed_form_counts_as_timms(name):
-    ours = timm.create_model(name, deploy=True)
+    ours = meta(name, deploy=True)
     theirs = timm.create_model(name.removeprefix("repblocks_")).eval()
     assert counts(ours) == counts(reparameterize_model(theirs, inplace=True))
 
@@ -117,14 +115,14 @@ REPNEXT = {
 
 
 @pytest.mark.parametrize("form", ["training", "add", "expand"])
-@pytest.mark.parametrize("variant", REPNEXT)
+@pytest.mark.parametrize(
+    "variant",
+    ["mini", "tiny", *(pytest.param(v, marks=pytest.mark.slow) for v in ("small", "base"))],
+)
 def test_repnext_counts_as_its_formula(variant, form):
     depths, dims, patch, size = REPNEXT[variant]
     options = {"deploy": True, "deploy_shortcut": form} if form != "training" else {}
-    if variant == "mini":
-        model = timm.create_model("repblocks_repnext_mini", num_classes=10, **options)
-    else:
-        model = meta(f"repblocks_repnext_{variant}", num_classes=10, **options)
+    model = meta(f"repblocks_repnext_{variant}", num_classes=10, **options)
     deployed = form != "training"
     assert counts(model, size) == repnext(
         depths, dims, patch, 10, 3, size, deployed, form == "expand"
@@ -141,10 +139,3 @@ def test_resnet_cifar_counts_as_its_formula(variant, depth, deployed):
 def test_resnet_cifar_has_the_published_size():
     # Table 6 of the paper: 0.27 M and 0.85 M.
     assert [round(resnet_cifar(n, 10, 32, False)[0] / 1e6, 2) for n in (3, 9)] == [0.27, 0.85]
-
-
-def test_switching_costs_what_building_deployed_costs():
-    name = "repblocks_repvgg_tiny"
-    folded, blocks = fold_blocks(timm.create_model(name, deploy=True))
-    assert not blocks
-    assert count_parameters(folded) == count_parameters(timm.create_model(name, deploy=True))

@@ -17,6 +17,8 @@ BLOCKS = [None, *CONV_BLOCKS]
 def trained(family, **options):
     """A network with perturbed statistics, in float64 and evaluation mode."""
     model = small(family, **options).double()
+    for norm in norms(model):
+        norm.momentum = None  # the mean of all batches: the first values 0 and 1 leave no trace
     return calibrate(model, *(images(dtype=torch.float64, count=8, seed=i) for i in range(3)))
 
 
@@ -29,7 +31,8 @@ def test_folded_network_is_the_same_function(family, block):
         truth = model(x)
         folded, report = fold_blocks(model)
         assert relative_error(folded(x), truth) < 1e-10
-        assert truth.abs().max() > 1e-3, "a dead signal proves nothing"
+    # The scores of different images differ: a dead signal would prove nothing.
+    assert truth.std(0).max() > 1e-3 * truth.abs().max()
     assert report
     assert norms(model)
     assert not norms(folded)

@@ -1,10 +1,10 @@
 """Which block stands in which place, and what is refused."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import timm
-import torch
 import yaml
 from models_nets import NAMES, families, images, small
 
@@ -86,11 +86,10 @@ def test_every_network_has_its_configuration_and_no_other():
     files = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
     assert {f"repblocks_{stem}" for stem in files} == set(NAMES)
     for stem, config in files.items():
-        assert config["model_name"] == f"repblocks_{stem}"
-        own = {
-            key: value
-            for key, value in config.items()
-            if key not in ("_target_", "model_name") and "${" not in str(value)
-        }
-        with torch.device("meta"):
-            timm.create_model(config["model_name"], **own)
+        assert config.pop("_target_") == "timm.create_model"
+        assert config.pop("model_name") == f"repblocks_{stem}"
+        entry = timm.models.model_entrypoint(f"repblocks_{stem}")
+        known = inspect.signature(entry).parameters
+        assert set(config) <= set(known), stem
+        plain = {key: value for key, value in config.items() if "${" not in str(value)}
+        assert plain == {key: known[key].default for key in plain}, stem

@@ -1,0 +1,80 @@
+"""Each file of each group composes, and every node of it passes the check."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from repblocks.blocks import CONV_BLOCKS
+from repblocks.cli.building import build_data
+from repblocks.cli.checking import check, parameters_of
+from repblocks.cli.checking_train import check_train
+from repblocks.cli.composing import config_folder, plain, register
+from repblocks.cli.config import DeployConfig
+from repblocks.cli.parts import build_parts
+from repblocks.errors import ConfigurationError
+from repblocks.training import MixConfig, OptimizerConfig
+
+FOLDER = config_folder()
+CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(FOLDER.glob("*/*.yaml"))]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hydra():
+    register()
+    with initialize_config_dir(str(FOLDER), version_base="1.3"):
+        yield
+
+
+@pytest.mark.parametrize("choice", [*CHOICES, *(f"block={name}" for name in CONV_BLOCKS)])
+def test_it_composes_and_passes_the_check(choice):
+    check_train(compose("train", [choice]))
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment=")])
+def test_an_experiment_can_be_changed_on_the_command_line(choice):
+    config = compose(
+        "train", [choice, "data=synthetic", "++trainer.max_epochs=3", "debug=one_batch"]
+    )
+    check_train(config)
+    assert config.data._target_.endswith("SyntheticDataModule")
+    assert config.trainer.max_epochs == 3
+
+
+def test_without_arguments_it_is_the_quick_start():
+    assert compose("train") == compose("train", ["experiment=mnist5k"])
+
+
+def test_deploy_composes():
+    check(plain(compose("deploy"), resolve=True), parameters_of(DeployConfig), {})
+
+
+def test_what_is_composed_is_what_is_built(tmp_path):
+    overrides = ["data=synthetic", "block=mobileone", "++block.num_conv_branches=2", "seed=3"]
+    parts = build_parts(compose("train", [*overrides, "callbacks=early_stopping"]))
+    kwargs = parts.description["model"]["kwargs"]
+    options = {"num_conv_branches": 2, "use_scale_branch": True}
+    assert kwargs["block"] == "mobileone"
+    assert kwargs["block_options"] == options
+    assert (kwargs["num_classes"], kwargs["in_chans"]) == (10, 3)
+    assert parts.training.seed == parts.data.seed == 3
+    assert isinstance(parts.training.optimizer, OptimizerConfig)
+    assert isinstance(parts.training.mix, MixConfig)
+    assert [type(callback).__name__ for callback in parts.callbacks] == ["EarlyStopping"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["++model.num_classes=7"], "model.num_classes is 7, but the data has 10. Leave it out"),
+        (["++data._target_=builtins.dict"], "data._target_ must be an ImageDataModule, got dict."),
+        (["++optimizer.name=sdg"], "Unknown optimizer 'sdg'"),
+        (["block=repvgg", "++block.kernel_size=4"], r"kernel_size must be odd .*, got \(4, 4\)"),
+    ],
+)
+def test_refusals(overrides, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build_parts(compose("train", ["data=synthetic", *overrides]))
+
+
+def test_a_target_that_fails_otherwise_names_its_node():
+    with pytest.raises(ConfigurationError, match="data cannot be built: .*'six'"):
+        build_data({"_target_": "builtins.int", "x": "six"} | {"_args_": ["six"]})
