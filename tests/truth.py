@@ -12,13 +12,17 @@ def calibrate(model: nn.Module, *inputs: Tensor) -> nn.Module:
     Fresh statistics hide errors of a fold, wild ones kill the signal: measured and then perturbed
     ones do neither.
     """
+    norms = [module for module in model.modules() if is_batch_norm(module)]
+    momenta = [norm.momentum for norm in norms]
     model.train()
     with torch.no_grad():
+        for norm in norms:
+            norm.momentum = None  # the mean over all inputs, and nothing of the initial values
         for x in inputs:
             model(x)
-        for module in model.modules():
-            if is_batch_norm(module):
-                perturb(module)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            perturb(norm)
     return model.eval()
 
 

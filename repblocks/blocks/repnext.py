@@ -98,6 +98,11 @@ class RepNeXtBlock(RepBlock):
                 f"dim must be at least the number of kernel sizes, got {dim} channels for "
                 f"{len(kernel_sizes)} kernel sizes."
             )
+        if block is None and block_options:
+            raise ConfigurationError(
+                f"block_options needs a block, got {dict(block_options)} without one. Name a conv "
+                "block for the depthwise mixer, or leave the options out."
+            )
         self.ndim = ndim
         self.deploy_shortcut = deploy_shortcut
         check_shortcut(deploy_shortcut)

@@ -10,6 +10,7 @@ from typing import Any, Never
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -40,15 +41,16 @@ def launch(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         task: What to do.
     """
     is_traced = os.environ.get(_FULL_ERROR) == "1"
-    os.environ[_FULL_ERROR] = "1"  # Hydra then hands errors over, instead of printing them
     try:
         register()
         folder = config_folder()
         groups = {path.name for path in folder.iterdir() if path.is_dir()} | {"block"}
         sys.argv[1:] = [_lenient(argument, groups) for argument in sys.argv[1:]]
-        hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
-            _passing_through(task)
-        )()
+        # Hydra then hands errors over, instead of printing them.
+        with env_override({_FULL_ERROR: "1"}):
+            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
+                _passing_through(task)
+            )()
     except _Stopped as stopped:
         _end(stopped.__cause__, is_traced)
     except _USER_ERRORS as error:

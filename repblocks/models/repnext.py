@@ -5,7 +5,9 @@ Source:
     block is ``repblocks.blocks.RepNeXtBlock``, which has nothing to do with the chunked RepNeXt of
     Zhao et al., 2024, https://arxiv.org/abs/2406.16004.
 
-``mini`` is a network of ours for images of 28 to 32 pixels: 2 x 2 patches, three stages.
+``mini`` is a network of ours for images of 28 to 32 pixels: 2 x 2 patches, three stages. Initial
+weights are torch's: the activation shrinks what the shortcut carries, and ConvNeXt's smaller ones
+leave too little of it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ from torch import nn
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
 from repblocks.branches import ConvShape
 from repblocks.errors import ConfigurationError
-from repblocks.models._initial import truncated_normal_
 from repblocks.models._network import Network
 from repblocks.models._variants import register_variants
 
@@ -114,8 +115,6 @@ class RepNeXt(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
-        if not deploy:
-            truncated_normal_(self)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

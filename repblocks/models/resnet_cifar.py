@@ -12,7 +12,6 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repblocks.models._initial import he_normal_
 from repblocks.models._network import Network
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -86,7 +85,14 @@ class ResNetCifar(Network):
             deploy=deploy,
         )
         if not deploy:
-            he_normal_(self)
+            _he_normal_(self)
+
+
+def _he_normal_(model: nn.Module) -> None:
+    """Draw the convolutions as the paper does, but for those that a block starts from zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta and module.weight.any():
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

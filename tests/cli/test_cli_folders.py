@@ -37,7 +37,8 @@ def test_the_working_folder_and_those_above_stay(here):
     assert (here / "empty").is_dir()
 
 
-def test_a_folder_elsewhere_is_removed_alone(here, tmp_path_factory):
+@pytest.mark.usefixtures("here")
+def test_a_folder_elsewhere_is_removed_alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere") / "above" / "run"
     folder.mkdir(parents=True)
     remove_empty(folder)

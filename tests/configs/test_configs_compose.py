@@ -47,7 +47,7 @@ def test_deploy_composes():
     check(plain(compose("deploy"), resolve=True), parameters_of(DeployConfig), {})
 
 
-def test_what_is_composed_is_what_is_built(tmp_path):
+def test_what_is_composed_is_what_is_built():
     overrides = ["data=synthetic", "block=mobileone", "++block.num_conv_branches=2", "seed=3"]
     parts = build_parts(compose("train", [*overrides, "callbacks=early_stopping"]))
     kwargs = parts.description["model"]["kwargs"]
@@ -76,5 +76,5 @@ def test_refusals(overrides, message):
 
 
 def test_a_target_that_fails_otherwise_names_its_node():
-    with pytest.raises(ConfigurationError, match="data cannot be built: .*'six'"):
-        build_data({"_target_": "builtins.int", "x": "six"} | {"_args_": ["six"]})
+    with pytest.raises(ConfigurationError, match="data cannot be built: 'x' is an invalid keyword"):
+        build_data({"_target_": "builtins.int", "x": "six"})

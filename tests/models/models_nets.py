@@ -57,7 +57,8 @@ def count_macs(model, size, channels=3):
         if isinstance(m, (nn.Conv2d, nn.Linear))
     ]
     with torch.no_grad():
-        model.to("meta").eval()(torch.zeros(1, channels, size, size, device="meta"))
+        scores = model.to("meta").eval()(torch.zeros(1, channels, size, size, device="meta"))
+    assert scores.shape == (1, model.num_classes)
     for hook in hooks:
         hook.remove()
     return total

@@ -114,10 +114,13 @@ REPNEXT = {
 }
 
 
-@pytest.mark.parametrize("form", ["training", "add", "expand"])
 @pytest.mark.parametrize(
-    "variant",
-    ["mini", "tiny", *(pytest.param(v, marks=pytest.mark.slow) for v in ("small", "base"))],
+    ("variant", "form"),
+    [
+        pytest.param(v, f, marks=[pytest.mark.slow] if v in ("small", "base") and i else [])
+        for v in REPNEXT
+        for i, f in enumerate(("training", "add", "expand"))
+    ],
 )
 def test_repnext_counts_as_its_formula(variant, form):
     depths, dims, patch, size = REPNEXT[variant]

@@ -1,0 +1,207 @@
+"""A mistake ends as one screen of message and its exit code, and nothing is left behind."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from repblocks.cli import deploy, train
+from repblocks.cli.checking_train import check_train
+from repblocks.errors import NonFiniteLossError, VerificationError
+from repblocks.training.checkpoint import describe
+
+TINY = [
+    *("data=synthetic", "data.train_size=64", "data.val_size=20", "data.batch_size=32"),
+    *("data.image_size=16", "trainer.max_epochs=1", "trainer.accelerator=cpu"),
+    *("trainer.enable_progress_bar=false", "trainer.enable_model_summary=false"),
+    "export=weights",
+]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder; gives its exit code and what it wrote to stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["repblocks", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        assert len(error.splitlines()) < 30
+        return caught.value.code, error
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def is_empty(folder: Path) -> bool:
+    return list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["block=repvg"], "Unknown block 'repvg'. Did you mean 'repvgg'? Known: acb, dbb, def"),
+        (["optimiser=sgd"], "optimiser does not exist. Did you mean optimizer?"),
+        (["trainer.max_epoch=1"], "trainer.max_epoch does not exist. Did you mean trainer.max_ep"),
+        (["+trainer.limit=1"], "trainer.limit does not exist."),
+        (["block=repvgg", "block.kernel_size=4"], "kernel_size must be odd to keep the output"),
+        (["block=plain", "block.num_conv_branches=4"], "block.num_conv_branches does not exist"),
+        (["block=mobileone", "block.num_conv_branches=six"], "must be an integer, got 'six'"),
+        (["mode=fit"], "mode must be train or validate, got 'fit'."),
+        (["mode=validate"], "mode=validate needs a checkpoint: ckpt_path=FILE."),
+        (["ckpt_path=none.ckpt"], "There is no checkpoint at none.ckpt."),
+        (["init_from=none.ckpt"], "There is no checkpoint at none.ckpt."),
+        (["seed=1,2"], "Ambiguous value for argument"),
+        (["trainer.callbacks=1"], "trainer.callbacks does not exist."),
+        (["trainer.precision=7"], "trainer.precision must be 64 or 32 or 16 or "),
+        (["trainer.devices=0"], "Lightning's Trainer refuses its options"),
+    ],
+)
+def test_train(command, tmp_path, arguments, message):
+    code, error = command(train.main, *TINY, *arguments)
+    assert code == 2
+    assert message in error
+    assert is_empty(tmp_path)
+
+
+def test_missing_data(command, tmp_path):
+    code, error = command(train.main, "data=cifar10", "data.root=nowhere")
+    assert code == 2
+    assert "nowhere/cifar-10-batches-py: missing" in error
+    assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "There is no checkpoint in "),
+        (["ckpt_path=none.ckpt"], "There is no checkpoint at none.ckpt."),
+        (["chkpt_path=x"], "chkpt_path does not exist. Did you mean ckpt_path?"),
+        (["deploy_shortcut=ad"], "deploy_shortcut must be add or expand or null, got 'ad'."),
+    ],
+)
+def test_deploy(command, tmp_path, arguments, message):
+    code, error = command(deploy.main, *arguments)
+    assert code == 2
+    assert message in error
+    assert is_empty(tmp_path)
+
+
+class Code:
+    """Writes a file if it is unpickled as code."""
+
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+@pytest.fixture(params=["code", "truncated", "half"])
+def broken(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("given") / "broken.ckpt"
+    torch.save({"x": Code()} if request.param == "code" else {"x": torch.ones(999)}, path)
+    if request.param == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "init_from"])
+def test_broken_checkpoints_given_to_train(command, tmp_path, broken, key):
+    code, error = command(train.main, *TINY, f"{key}={broken}")
+    assert code == 2
+    assert "broken.ckpt" in error
+    assert is_empty(tmp_path)  # code in it would have made a file
+
+
+def test_broken_checkpoints_given_to_deploy(command, tmp_path, broken):
+    code, error = command(deploy.main, f"ckpt_path={broken}", f"output={tmp_path / 'artifact'}")
+    assert code == 2
+    assert "broken.ckpt" in error
+    assert is_empty(tmp_path)
+
+
+def checkpoint(path: Path, data: dict, **model) -> Path:
+    """Write a checkpoint of the right form, of a network that was not trained."""
+    import timm
+
+    kwargs = {"num_classes": 10, "in_chans": 3, **model}
+    network = timm.create_model("repblocks_repvgg_tiny", **kwargs)
+    about = describe(
+        {"config": {"data": data}, "model": {"name": "repblocks_repvgg_tiny", "kwargs": kwargs}},
+        preprocessing={"input_size": [3, 16, 16]},
+        class_names=tuple("0123456789"),
+    )
+    network(torch.randn(2, 3, 16, 16))  # in training mode: BatchNorm gets statistics
+    weights = {f"model.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights, "repblocks": about, "global_step": 1}, path)
+    return path
+
+
+@pytest.mark.parametrize("main", [train.main, deploy.main])
+def test_code_that_a_checkpoint_names_as_its_data_does_not_run(
+    command, tmp_path, tmp_path_factory, main
+):
+    data = {"_target_": "os.system", "command": "touch ran"}
+    path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", {"augmentation": data})
+    mode = [*TINY[5:], "mode=validate"] if main is train.main else ["output=artifact"]
+    code, error = command(main, *mode, f"ckpt_path={path}")
+    assert code == 2
+    assert "names 'os.system' as its data" in error
+    assert is_empty(tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture(command, tmp_path, tmp_path_factory):
+    path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", {}, block="plain")
+    for key in ("ckpt_path", "init_from"):
+        code, error = command(train.main, *TINY, f"{key}={path}")
+        assert code == 2
+        assert "The weights do not fit" in error
+        assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize("main", [train.main, deploy.main])
+def test_an_output_that_cannot_be_written(command, tmp_path, tmp_path_factory, main):
+    # Root may write into every folder; below a file nobody may.
+    path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", {})
+    (tmp_path / "file").touch()
+    arguments = TINY if main is train.main else [f"ckpt_path={path}"]
+    code, error = command(main, *arguments, "output=file/run")
+    assert code == 2
+    assert "file" in error
+    assert "annot" in error
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (VerificationError("they part", difference=1.0, tolerance=0.1), 1),
+        (NonFiniteLossError("not finite"), 3),
+        (PermissionError(13, "Permission denied", "x"), 2),
+    ],
+)
+def test_exit_codes(command, monkeypatch, error, expected):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("repblocks.cli.training_run.train_and_deploy", fail)
+    code, message = command(train.main, *TINY)
+    assert code == expected
+    assert str(error) in message
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["repblocks", *TINY, "sede=1"])
+    with pytest.raises(ValueError, match="Did you mean seed") as caught:
+        train.main()
+    assert any(entry.name == check_train.__name__ for entry in caught.traceback)
