@@ -17,7 +17,7 @@ from repblocks.cli.checking import parameters_of
 from repblocks.cli.composing import plain
 from repblocks.data import ImageDataModule
 from repblocks.deployment.load import read_weights
-from repblocks.errors import ConfigurationError
+from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.training import TrainingConfig, load_weights, read_checkpoint
 
 # What a network takes from the data where its node says null: its argument, and the fact.
@@ -58,7 +58,7 @@ def build_parts(config: DictConfig) -> Parts:
     model = build("model", settings["model"])
     _check_facts(settings["model"], data)
     if settings["init_from"] is not None:
-        load_weights(model, _initial_weights(Path(settings["init_from"])), new_head=True)
+        _start_from(Path(settings["init_from"]), model)
     callbacks = settings["callbacks"].items()
     return Parts(
         settings=settings,
@@ -106,5 +106,18 @@ def _recipe(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": model["model_name"], "kwargs": kwargs}
 
 
-def _initial_weights(path: Path) -> Mapping[str, Any]:
-    return read_weights(path) if path.is_dir() else read_checkpoint(path).state_dict
+def _start_from(path: Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint or artifact; another number of classes keeps its new head.
+
+    Raises:
+        CheckpointError: if they cannot be read, or are of another network.
+    """
+    weights = read_weights(path) if path.is_dir() else read_checkpoint(path).state_dict
+    try:
+        load_weights(model, weights, new_head=True)
+    except CheckpointError as error:
+        if not path.is_dir():
+            raise
+        raise CheckpointError(
+            f"{error} An artifact holds the deployed form: train that with model.deploy=true."
+        ) from error

@@ -79,12 +79,7 @@ class RepNeXt(Network):
         deploy: bool = False,
     ) -> None:
         options = dict(block_options or {})
-        if options and block is None:
-            raise ConfigurationError(
-                f"block_options needs a block, got {options} without one. Name a conv block for "
-                "the depthwise place, or leave the options out."
-            )
-        if "kernel_size" in options:
+        if block is not None and "kernel_size" in options:
             kernel_sizes = (options.pop("kernel_size"),)
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages, channels = [], dims[0]

@@ -167,6 +167,14 @@ def test_a_checkpoint_of_another_architecture(command, tmp_path, tmp_path_factor
         assert is_empty(tmp_path)
 
 
+def test_a_checkpoint_of_other_images(command, tmp_path, tmp_path_factory):
+    path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", {})
+    code, error = command(train.main, *TINY, "mode=validate", f"ckpt_path={path}")
+    assert code == 2
+    assert "it has 10 classes and images prepared as {'input_size': [3, 16, 16]}" in error
+    assert is_empty(tmp_path)
+
+
 @pytest.mark.parametrize("main", [train.main, deploy.main])
 def test_an_output_that_cannot_be_written(command, tmp_path, tmp_path_factory, main):
     # Root may write into every folder; below a file nobody may.

@@ -1,0 +1,67 @@
+"""Where a run finds its configuration, and the weights that it starts from."""
+
+import pytest
+import timm
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import save_file
+
+import repblocks.cli.composing as composing
+from repblocks.cli.building import build_recorded_data
+from repblocks.cli.composing import config_folder, register
+from repblocks.cli.parts import build_parts
+from repblocks.errors import CheckpointError, ConfigurationError
+
+
+def artifact(folder):
+    """Write the weights of a deployed network of 7 classes."""
+    network = timm.create_model(
+        "repblocks_repvgg_tiny", num_classes=7, in_chans=3, block="plain", deploy=True
+    )
+    save_file(network.state_dict(), folder / "model.safetensors")
+    return network
+
+
+def parts(*overrides):
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return build_parts(compose("train", ["data=synthetic", *overrides]))
+
+
+@pytest.mark.filterwarnings("ignore:.*statistics that were never updated")
+def test_an_artifact_of_other_classes_gets_a_new_head(tmp_path):
+    given = artifact(tmp_path).state_dict()
+    deployed = ["block=plain", "++model.deploy=true", f"++init_from={tmp_path}"]
+    found = parts(*deployed).model.state_dict()
+    head = {name for name in found if name.startswith("head.fc")}
+    assert found["head.fc.weight"].shape == (10, given["head.fc.weight"].shape[1])
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], given[name]) for name in found.keys() - head)
+
+
+@pytest.mark.filterwarnings("ignore:.*statistics that were never updated")
+def test_an_artifact_does_not_fit_the_training_form(tmp_path):
+    artifact(tmp_path)
+    with pytest.raises(CheckpointError, match=r"do not fit RepVGG: .* with model.deploy=true\."):
+        parts("block=plain", f"++init_from={tmp_path}")
+
+
+def test_the_configs_of_a_checkout_are_at_its_top():
+    assert config_folder().name == "configs"
+    assert (config_folder().parent / "train.py").is_file()
+
+
+def test_missing_configs_say_where_they_were_looked_for(tmp_path, monkeypatch):
+    file = tmp_path / "repblocks/cli/composing.py"
+    monkeypatch.setattr(composing, "__file__", str(file))
+    with pytest.raises(ConfigurationError, match=f"in {tmp_path}/repblocks/configs and {tmp_path}"):
+        config_folder()
+
+
+def test_only_our_data_modules_are_built_from_a_checkpoint():
+    node = {"_target_": "repblocks.data.synthetic.SyntheticDataModule", "val_size": 5}
+    assert build_recorded_data(node)._sizes["val"] == 5
+    for target in ("repblocks.data.cifar10.pickle.loads", "torch.load", 3):
+        nested = {**node, "augmentation": [{"_target_": target}]}
+        with pytest.raises(CheckpointError, match=f"names {target!r} as its data"):
+            build_recorded_data(nested)
