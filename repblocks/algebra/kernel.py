@@ -33,8 +33,8 @@ def per_axis(name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...
     Raises:
         ConfigurationError: if ``value`` is neither a whole number nor ``ndim`` of them.
     """
-    given = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if len(given) != ndim or not all(isinstance(v, int) for v in given):
+    given = tuple(value) if isinstance(value, Sequence) else (value,) * ndim
+    if len(given) != ndim or not all(type(v) is int for v in given):
         raise ConfigurationError(
             f"{name} must be one whole number or {ndim} of them, one an axis, got {value!r}."
         )
@@ -115,6 +115,8 @@ class ConvKernel:
             )
         stride, dilation = (per_axis(n, getattr(self, n), ndim) for n in ("stride", "dilation"))
         padding = padding_pairs(self.padding, ndim)
+        if self.padding_mode == "circular" and any(side < 0 for pair in padding for side in pair):
+            raise ConfigurationError(f"padding must not crop in circular mode, got {padding}.")
         described = zip(self.weight.shape[2:], stride, padding, dilation, strict=True)
         axes = tuple(Axis(k, s, low, high, d) for k, s, (low, high), d in described)
         for name, value in (("stride", stride), ("padding", padding), ("axes", axes)):

@@ -51,6 +51,8 @@ def compose(second: AffineMap, first: AffineMap) -> AffineMap:
     _check_borders(second, first)
     axes = tuple(compose_axes(b, a) for b, a in zip(second.axes, first.axes, strict=True))
     mode = _common_mode(second, first)
+    if mode == "circular" and any(axis.low < 0 or axis.high < 0 for axis in axes):
+        raise NotFoldable("Circular padding on one side and cropping on the other do not compose.")
     index, weight = _composed_weight(second, first, axes)
     return AffineMap(first.in_channels, index, weight, _composed_bias(second, first), axes, mode)
 

@@ -8,10 +8,14 @@ from torch.nn.modules import activation as torch_activations
 from repblocks.algebra.special import CONV_CLASSES
 from repblocks.errors import ConfigurationError, UnknownNameError
 
+# They mix channels, which the expanded shortcut must not, are random, or need arguments.
+_OTHERS = {"Softmax", "Softmax2d", "Softmin", "LogSoftmax", "GLU"}
+_OTHERS |= {"MultiheadAttention", "Threshold", "RReLU"}
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     name.lower(): getattr(torch_activations, name)
     for name in torch_activations.__all__
-    if name not in ("MultiheadAttention", "Threshold", "RReLU")
+    if name not in _OTHERS
 }
 
 
@@ -22,7 +26,7 @@ def create_activation(name: str | None) -> nn.Module:
         name: A class of ``torch.nn`` in lower case, ``"relu"`` or ``"gelu"`` for example.
 
     Raises:
-        UnknownNameError: if torch has no such activation.
+        UnknownNameError: if torch has no such activation that acts on each value alone.
     """
     if name is None:
         return nn.Identity()

@@ -46,8 +46,10 @@ class DiverseBranchBlock(ConvBlock):
 
 
 def _pointwise_kxk(shape: ConvShape, internal_channels: int | None) -> nn.Sequential:
-    internal = internal_channels or shape.in_channels * (2 if shape.is_depthwise else 1)
-    if internal % shape.groups:
+    internal = internal_channels
+    if internal is None:
+        internal = shape.in_channels * (2 if shape.is_depthwise else 1)
+    if internal < 1 or internal % shape.groups:
         raise ConfigurationError(
             f"internal_channels must be a multiple of the {shape.groups} groups, got {internal}."
         )

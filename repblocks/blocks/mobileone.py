@@ -38,9 +38,9 @@ class MobileOneBlock(ConvBlock):
         Raises:
             ConfigurationError: if there is no k x k branch.
         """
-        if num_conv_branches < 1:
+        if not isinstance(num_conv_branches, int) or num_conv_branches < 1:
             raise ConfigurationError(
-                f"num_conv_branches must be at least 1, got {num_conv_branches}."
+                f"num_conv_branches must be at least 1, a whole number, got {num_conv_branches!r}."
             )
         branches = Sum({f"kxk{i}": shape.conv_norm() for i in range(num_conv_branches)})
         if use_scale_branch and max(shape.kernel_size) > 1:

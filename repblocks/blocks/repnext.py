@@ -98,6 +98,10 @@ class RepNeXtBlock(RepBlock):
                 f"dim must be at least the number of kernel sizes, got {dim} channels for "
                 f"{len(kernel_sizes)} kernel sizes."
             )
+        if not isinstance(expansion, int) or expansion < 1:
+            raise ConfigurationError(
+                f"expansion must be at least 1, a whole number, got {expansion!r}."
+            )
         if block is None and block_options:
             raise ConfigurationError(
                 f"block_options needs a block, got {dict(block_options)} without one. Name a conv "
@@ -165,6 +169,8 @@ def check_shortcut(deploy_shortcut: str) -> None:
 
 
 def _drop_path(probability: float) -> nn.Module:
+    if not 0 <= probability < 1:
+        raise ConfigurationError(f"drop_path must be in [0, 1), got {probability}.")
     if probability == 0.0:
         return nn.Identity()
     from timm.layers import DropPath

@@ -16,6 +16,7 @@ from repblocks.cli.checking import Parameters, check, parameters_of
 from repblocks.cli.composing import plain
 from repblocks.cli.config import LoggerConfig, TrainConfig
 from repblocks.cli.parts import FACTS
+from repblocks.deployment.formats import check_formats
 
 _TRAINING_DECIDES = (
     *("callbacks", "default_root_dir", "logger", "plugins", "use_distributed_sampler"),
@@ -36,6 +37,8 @@ def check_train(config: DictConfig) -> None:
     if isinstance(settings.get("model"), Mapping):
         nodes["model"] = _model_parameters(settings["model"])
     check(settings, parameters_of(TrainConfig), nodes)
+    if config.deploy:
+        check_formats(config.formats)
 
 
 def _trainer_parameters() -> Parameters:

@@ -38,7 +38,8 @@ def deploy_run(settings: DeployConfig) -> None:
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")
-    console.print(f'Next, in Python: repblocks.load("{output}")', highlight=False)
+    if "safetensors" in settings.formats:
+        console.print(f'Next, in Python: repblocks.load("{output}")', highlight=False)
 
 
 def _beside(path: Path) -> Path:

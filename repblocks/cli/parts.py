@@ -54,6 +54,7 @@ def build_parts(config: DictConfig) -> Parts:
     data = build_data(plain(config.data, resolve=True))
     data.setup("fit")
     settings = _resolved(config, data)
+    training = _training(settings)
     pl.seed_everything(settings["seed"], verbose=False)  # the initial weights
     model = build("model", settings["model"])
     _check_facts(settings["model"], data)
@@ -64,7 +65,7 @@ def build_parts(config: DictConfig) -> Parts:
         settings=settings,
         data=data,
         model=model,
-        training=_training(settings),
+        training=training,
         callbacks=[build(f"callbacks.{key}", node) for key, node in callbacks],
         description={"config": settings, "model": _recipe(settings["model"])},
     )

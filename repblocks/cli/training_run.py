@@ -123,7 +123,9 @@ def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
         )
         console.print(report.to_table())
         console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")
-        console.print(f'Next, in Python: repblocks.load("{output / ARTIFACT}")', highlight=False)
+        if "safetensors" in parts.settings["formats"]:
+            text = f'Next, in Python: repblocks.load("{output / ARTIFACT}")'
+            console.print(text, highlight=False)
     else:
         console.print(f"Checkpoint: {checkpoint}\nNext: deploy.py ckpt_path={checkpoint}")
     _write_summary(output, accuracy, result.seconds, report)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
-from repblocks.deployment.formats import Format, get_format
+from repblocks.deployment.formats import Format, check_formats
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.recording import evaluation_copy
@@ -63,7 +63,7 @@ def deploy(
             not a float32 batch.
         RepblocksError: if a form cannot be written.
     """
-    chosen = [get_format(name) for name in formats]
+    chosen = check_formats(formats)
     if example_input.dtype is not torch.float32 or example_input.numel() == 0:
         raise ConfigurationError(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "

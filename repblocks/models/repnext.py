@@ -20,7 +20,6 @@ from torch import nn
 
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
 from repblocks.branches import ConvShape
-from repblocks.errors import ConfigurationError
 from repblocks.models._network import Network
 from repblocks.models._variants import register_variants
 

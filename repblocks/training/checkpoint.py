@@ -116,7 +116,7 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, or is damaged. Nothing in it was "
-            f"executed. Take a checkpoint that train.py wrote. ({_first_line(error)})"
+            "executed. Take a checkpoint that train.py wrote."
         ) from error
     except Exception as error:  # a damaged file can fail anywhere in torch's reader
         raise CheckpointError(

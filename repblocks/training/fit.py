@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 
 from repblocks.data import ImageDataModule
-from repblocks.errors import ConfigurationError
+from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
 from repblocks.training.classifier import ImageClassifier
 from repblocks.training.config import TrainingConfig
@@ -49,6 +49,9 @@ def _resumed_step(classifier: ImageClassifier, ckpt_path: Path, max_epochs: int)
     """Check that a checkpoint fits before anything starts, and give its number of updates."""
     raw = read_checkpoint(ckpt_path).raw
     check_weights(classifier, raw["state_dict"])
+    missing = {"epoch", "global_step"} - raw.keys()
+    if missing:
+        raise CheckpointError(f"{ckpt_path} has no {sorted(missing)}: it cannot be continued.")
     if raw["epoch"] >= max_epochs:
         raise ConfigurationError(
             f"{ckpt_path} was written in epoch {raw['epoch'] + 1}, and trainer.max_epochs is "
@@ -63,6 +66,11 @@ def _count(trainer: Mapping[str, Any], name: str, default: int | None = None) ->
     if not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"trainer.{name} must be at least 1, got {value!r}.")
     return value
+
+
+def _check_limits(trainer: Mapping[str, Any]) -> None:
+    if trainer.get("limit_train_batches") == 0:
+        raise ConfigurationError("trainer.limit_train_batches must be more than 0, got 0.")
 
 
 def _refuse_other_run(output: Path) -> None:
@@ -150,6 +158,7 @@ def train(
         NonFiniteLossError: if the loss was not finite several times in a row.
     """
     epochs = _count(trainer, "max_epochs")
+    _check_limits(trainer)
     if ckpt_path is None:
         _refuse_other_run(output)
     classifier = ImageClassifier(

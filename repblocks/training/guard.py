@@ -90,7 +90,7 @@ class NonFiniteGuard(pl.Callback):
             raise NonFiniteLossError(
                 f"The loss or its gradient was not finite in {self.num_in_a_row} updates in a row, "
                 f"the last one in epoch {trainer.current_epoch}, update {trainer.global_step + 1}. "
-                "The last checkpoint holds finite weights. Lower optimizer.lr, add a warm-up or "
+                "Checkpoints hold finite weights only. Lower optimizer.lr, add a warm-up or "
                 "gradient clipping, or look for broken images."
             )
 
@@ -106,7 +106,7 @@ class NonFiniteGuard(pl.Callback):
         if not _all_finite(list(pl_module.state_dict().values())):
             raise NonFiniteLossError(
                 f"The weights are not finite after update {trainer.global_step}, so no checkpoint "
-                "was written. The last checkpoint holds finite weights. Lower optimizer.lr."
+                "was written. Earlier ones are kept. Lower optimizer.lr."
             )
 
     @override

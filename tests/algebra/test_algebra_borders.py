@@ -72,6 +72,14 @@ def test_sum_is_refused(a, b, reason):
         _ = a + b
 
 
+def test_circular_padding_does_not_crop():
+    first = kernel(1, padding=1, padding_mode="circular")
+    with pytest.raises(NotFoldable, match="Circular padding on one side"):
+        _ = kernel(3, padding=((0, -2), (0, 0))) @ first
+    with pytest.raises(ConfigurationError, match=r"must not crop in circular mode.*\(1, -1\)"):
+        kernel(3, padding=((1, -1), (0, 0)), padding_mode="circular")
+
+
 def test_maps_of_different_dimensions_do_not_mix():
     with pytest.raises(NotFoldable, match="A 1-d map cannot be used in 2 dimensions"):
         _ = ConvKernel(torch.randn(4, 4, 3)) + kernel(3)

@@ -6,6 +6,7 @@ from torch import nn
 from truth import calibrate, relative_error
 
 from repblocks.blocks import Registry, RepNeXtBlock, create_block
+from repblocks.blocks._tail import ACTIVATIONS
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 
@@ -20,7 +21,7 @@ def test_mobileone_builds_the_branches_it_is_told(branches, scale):
         "mobileone", 6, 6, 3, groups=6, num_conv_branches=branches, use_scale_branch=scale
     )
     assert len(block.branches) == branches + scale + 1
-    with pytest.raises(ConfigurationError, match="num_conv_branches must be at least 1, got 0"):
+    with pytest.raises(ConfigurationError, match="num_conv_branches must be at least 1.*got 0"):
         create_block("mobileone", 6, 6, 3, num_conv_branches=0)
 
 
@@ -107,7 +108,45 @@ def test_repnext_costs_what_its_docstring_says(channels, shortcut, squares, taps
     assert macs == squares * channels**2 + taps * channels
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shortcut", ["add", "expand"])
+def test_repnext_folds_with_every_activation(activation, shortcut):
+    torch.manual_seed(0)
+    block = RepNeXtBlock(8, activation=activation, deploy_shortcut=shortcut).double()
+    x = image(8)
+    truth = calibrate(block, x)(x)
+    block.switch_to_deploy()
+    assert relative_error(block(x), truth) < 1e-12
+
+
+@pytest.mark.parametrize("activation", ["softmax", "softmin", "logsoftmax", "glu"])
+def test_activations_that_mix_channels_are_refused(activation):
+    with pytest.raises(UnknownNameError, match=f"Unknown activation '{activation}'"):
+        RepNeXtBlock(8, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("block", "option", "message"),
+    [
+        ("mobileone", {"num_conv_branches": 2.5}, "a whole number, got 2.5"),
+        ("dbb", {"internal_channels": 0}, "multiple of the 1 groups, got 0"),
+        ("dbb", {"internal_channels": -4}, "multiple of the 1 groups, got -4"),
+        ("plain", {"kernel_size": 3.0}, r"kernel_size must be one whole number.*3\.0"),
+        ("plain", {"stride": True}, "stride must be one whole number.*True"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(block, option, message):
+    with pytest.raises(ConfigurationError, match=message):
+        create_block(block, **{"in_channels": 8, "out_channels": 8, "kernel_size": 3, **option})
+
+
 def test_repnext_refuses_what_it_cannot_be():
+    with pytest.raises(ConfigurationError, match="expansion must be at least 1.*got 1.5"):
+        RepNeXtBlock(8, expansion=1.5)
+    with pytest.raises(ConfigurationError, match=r"drop_path must be in \[0, 1\), got 1.5"):
+        RepNeXtBlock(8, drop_path=1.5)
+    with pytest.raises(ConfigurationError, match="block_options needs a block.*'internal_ch"):
+        RepNeXtBlock(8, block_options={"internal_channels": 8})
     with pytest.raises(ConfigurationError, match="got 2 channels for 3 kernel sizes"):
         RepNeXtBlock(2)
     with pytest.raises(ConfigurationError, match="one of add, expand, got 'concat'"):

@@ -213,3 +213,19 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="Did you mean seed") as caught:
         train.main()
     assert any(entry.name == check_train.__name__ for entry in caught.traceback)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("formats=[onxx]", "Unknown export format 'onxx'. Did you mean 'onnx'"),
+        ("formats=[]", "at least one export format, got none"),
+        ("seed=-1", "seed must be in [0, 2**32), got -1"),
+        ("trainer.limit_train_batches=0", "limit_train_batches must be more than 0, got 0"),
+    ],
+)
+def test_what_would_fail_later_fails_before_training(command, tmp_path, wrong, message):
+    code, error = command(train.main, *TINY, wrong)
+    assert code == 2
+    assert message in error
+    assert not list(tmp_path.rglob("*.ckpt"))

@@ -14,10 +14,10 @@ from deployment_nets import images, trained_net
 from onnx.external_data_helper import uses_external_data
 from torch import nn
 
-from repblocks.deployment.formats import get_format, list_formats
+from repblocks.deployment.formats import check_formats, get_format, list_formats
 from repblocks.deployment.load import load
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import UnknownNameError
+from repblocks.errors import ConfigurationError, UnknownNameError
 
 Deployed = tuple[Path, DeploymentReport]
 THIS_MACHINE = str(Path(__file__).parents[2]).encode()
@@ -89,3 +89,10 @@ def test_exporters_are_silent(
     assert [str(warning.message) for warning in recwarn] == []
     assert [record for record in caplog.records if record.levelno >= logging.INFO] == []
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_formats_are_checked_before_anything_is_done():
+    with pytest.raises(ConfigurationError, match="at least one export format, got none"):
+        check_formats([])
+    with pytest.raises(UnknownNameError, match="Unknown export format 'onxx'. Did you mean 'onnx'"):
+        check_formats(["safetensors", "onxx"])

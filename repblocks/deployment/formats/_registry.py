@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from repblocks.errors import UnknownNameError
+from repblocks.errors import ConfigurationError, UnknownNameError
 
 Run = Callable[[Tensor], Tensor]
 
@@ -48,6 +48,19 @@ def get_format(name: str) -> Format:
     if name not in _FORMATS:
         raise UnknownNameError("export format", name, _FORMATS)
     return _FORMATS[name]
+
+
+def check_formats(names: Sequence[str]) -> list[Format]:
+    """Look up at least one format.
+
+    Raises:
+        ConfigurationError: if there is none, or one is unknown.
+    """
+    if not names:
+        raise ConfigurationError(
+            f"formats must name at least one export format, got none. Known: {', '.join(_FORMATS)}."
+        )
+    return [get_format(name) for name in names]
 
 
 def list_formats() -> list[str]:
