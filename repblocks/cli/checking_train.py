@@ -17,6 +17,7 @@ from repblocks.cli.composing import plain
 from repblocks.cli.config import LoggerConfig, TrainConfig
 from repblocks.cli.parts import FACTS
 from repblocks.deployment.formats import check_formats
+from repblocks.errors import ConfigurationError
 
 _TRAINING_DECIDES = (
     *("callbacks", "default_root_dir", "logger", "plugins", "use_distributed_sampler"),
@@ -37,8 +38,18 @@ def check_train(config: DictConfig) -> None:
     if isinstance(settings.get("model"), Mapping):
         nodes["model"] = _model_parameters(settings["model"])
     check(settings, parameters_of(TrainConfig), nodes)
-    if config.deploy:
+    if config.deploy and config.mode == "train":
         check_formats(config.formats)
+        _check_deployable(config.model.model_name)
+
+
+def _check_deployable(name: str) -> None:
+    """Check that a network can be rebuilt in its deployed form, before days of training."""
+    if timm.is_model(name) and "deploy" not in parameters_of(timm.model_entrypoint(name)):
+        raise ConfigurationError(
+            f"model.model_name={name} has no blocks to fold, so no artifact can be written. Take a "
+            "network of `repblocks list`, or train without one: deploy=false."
+        )
 
 
 def _trainer_parameters() -> Parameters:

@@ -41,7 +41,7 @@ def deploy_again(output: Path, **changes: Any) -> DeploymentReport:
 
 def use_format(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     changed: Format = replace(get_format("safetensors"), **changes)
-    monkeypatch.setattr(pipeline, "get_format", lambda _name: changed)
+    monkeypatch.setattr(pipeline, "check_formats", lambda _names: [changed])
 
 
 def test_writes_all_files(deployed: Deployed) -> None:
