@@ -77,7 +77,7 @@ class ConvKernel:
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
 
     Raises:
-        ConfigurationError: if the shapes do not fit each other.
+        ConfigurationError: if shapes or dtypes do not fit each other.
 
     Example:
         >>> three, one = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 1, 1)
@@ -108,6 +108,11 @@ class ConvKernel:
         if self.bias is not None and self.bias.shape != self.weight.shape[:1]:
             raise ConfigurationError(
                 f"bias must have shape ({self.weight.shape[0]},), got {tuple(self.bias.shape)}."
+            )
+        if self.bias is not None and self.bias.dtype != self.weight.dtype:
+            raise ConfigurationError(
+                f"bias must have the dtype of the weight, {self.weight.dtype}, got "
+                f"{self.bias.dtype}."
             )
         if self.padding_mode not in _PADDING_MODES:
             raise ConfigurationError(
@@ -231,10 +236,10 @@ class ConvKernel:
         return convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
     def __add__(self, other: ConvKernel) -> ConvKernel:
-        return ConvKernel.from_affine(add(self.to_affine(), other.to_affine()))
+        return ConvKernel.from_affine(add(*_affine(self, other)))
 
     def __matmul__(self, first: ConvKernel) -> ConvKernel:
-        return ConvKernel.from_affine(compose(self.to_affine(), first.to_affine()))
+        return ConvKernel.from_affine(compose(*_affine(self, first)))
 
 
 def concat_kernels(*kernels: ConvKernel) -> ConvKernel:
@@ -242,8 +247,19 @@ def concat_kernels(*kernels: ConvKernel) -> ConvKernel:
 
     Raises:
         NotFoldable: if the kernels read another number of channels or give other positions.
+        ConfigurationError: if their dtypes differ.
     """
-    return ConvKernel.from_affine(concat(*(kernel.to_affine() for kernel in kernels)))
+    return ConvKernel.from_affine(concat(*_affine(*kernels)))
+
+
+def _affine(*kernels: ConvKernel) -> list[AffineMap]:
+    dtypes = {kernel.weight.dtype for kernel in kernels}
+    if len(dtypes) > 1:
+        raise ConfigurationError(
+            f"Kernels of one dtype can be combined, got {', '.join(sorted(map(str, dtypes)))}; "
+            "convert the weights first."
+        )
+    return [kernel.to_affine() for kernel in kernels]
 
 
 def conv_padding(conv: Conv) -> Pairs:

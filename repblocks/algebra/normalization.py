@@ -30,9 +30,9 @@ def is_batch_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
 
 
 def is_uncalibrated(norm: BatchNorm) -> bool:
-    """Tell whether a batch normalisation has statistics that were never updated."""
+    """Tell whether a batch normalisation has values as statistics, but never updated ones."""
     mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if mean is None or var is None or (count is not None and int(count) > 0):
+    if mean is None or var is None or mean.is_meta or (count is not None and int(count) > 0):
         return False
     return not mean.any() and bool((var == 1).all())
 

@@ -52,6 +52,11 @@ def apply(module: nn.Module, value: AffineMap, like: Tensor | None = None) -> Af
     found = RULES.get(type(module).forward)
     if found is None:
         raise NotFoldable(f"There is no rule for {type(module).__name__}.")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise NotFoldable(
+            f"{type(module).__name__} has forward hooks, which may change what it computes and "
+            "would be lost; remove them."
+        )
     return found(module, value, like)
 
 

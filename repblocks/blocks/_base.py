@@ -58,7 +58,8 @@ class RepBlock(nn.Module, ABC):
                 "updated: mean 0, variance 1. Train it, or load its weights, before.",
                 stacklevel=2,
             )
-        with torch.no_grad():
+        # A caller in inference mode shall get weights that can be trained, too.
+        with torch.inference_mode(False), torch.no_grad():
             self._fold()
 
     def decayed_parameters(self) -> tuple[str, ...]:

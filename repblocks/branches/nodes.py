@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.axis import Axis
-from repblocks.algebra.normalization import batch_norm_map
 from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.rules import apply, rule
 from repblocks.algebra.serial import compose
@@ -191,7 +190,8 @@ class BatchNormPad(nn.Module):
 
 @rule(BatchNormPad)
 def _batch_norm_pad(module: BatchNormPad, value: AffineMap, like: Tensor | None) -> AffineMap:
-    own = batch_norm_map(module.norm, like).with_axes(len(module.padding))
+    channels = AffineMap.identity(value.out_channels)
+    own = apply(module.norm, channels, like).with_axes(len(module.padding))
     padded = replace(own, axes=tuple(Axis(1, 1, low, high) for low, high in module.padding))
     return compose(padded, value)
 

@@ -9,7 +9,6 @@ from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from repblocks.algebra import is_batch_norm
 from repblocks.blocks import RepBlock
 from repblocks.folding.switch import switch_blocks
 
@@ -96,10 +95,7 @@ class Network(nn.Module):
         for block in self.modules():
             if isinstance(block, RepBlock):
                 block.to("meta")
-        with torch.device("cpu"):  # of counters and index arithmetic, inside a device context too
-            for norm in self.modules():
-                if is_batch_norm(norm):
-                    norm.num_batches_tracked = torch.ones((), dtype=torch.long)
+        with torch.device("cpu"):  # of index arithmetic, inside a device context too
             switch_blocks(self.eval())
         for module in self.modules():
             if any(p.is_meta for p in module.parameters(recurse=False)):

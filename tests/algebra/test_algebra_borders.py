@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from repblocks.algebra import AffineMap, ConvKernel, apply, expand_shortcut, is_batch_norm
+from repblocks.algebra import (
+    AffineMap,
+    ConvKernel,
+    apply,
+    concat_kernels,
+    expand_shortcut,
+    is_batch_norm,
+)
 from repblocks.errors import ConfigurationError, NotFoldable
 
 
@@ -152,6 +159,15 @@ def test_linear_and_zero_padding_have_rules():
 def test_a_kernel_checks_its_shapes(options, message):
     with pytest.raises(ConfigurationError, match=message):
         ConvKernel(**{"weight": torch.zeros(4, 4, 3, 3), **options})
+
+
+def test_kernels_of_several_dtypes_are_refused():
+    wide = ConvKernel(torch.zeros(4, 4, 1, 1, dtype=torch.float64))
+    for operation in (ConvKernel.__add__, ConvKernel.__matmul__, concat_kernels):
+        with pytest.raises(ConfigurationError, match=r"got torch\.float32, torch\.float64"):
+            operation(wide, kernel(1))
+    with pytest.raises(ConfigurationError, match=r"weight, torch\.float64, got torch\.float32"):
+        ConvKernel(wide.weight, torch.zeros(4))
 
 
 def test_a_shortcut_needs_kernels_that_keep_its_shape():

@@ -98,7 +98,7 @@ def test_the_kernel_costs_no_more_than_the_branches(name, shape, ndim):
     block = ready(name, ndim=ndim, **shape)
     if block is None:
         return
-    spent = []
+    macs, spent = block.equivalent_kernel().macs, []
 
     def count(module, _, output):
         per_output = module.weight[0].numel()
@@ -108,7 +108,7 @@ def test_the_kernel_costs_no_more_than_the_branches(name, shape, ndim):
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             module.register_forward_hook(count)
     output = block.branches(image(ndim))
-    assert block.equivalent_kernel().macs * output[0, 0].numel() <= sum(spent)
+    assert macs * output[0, 0].numel() <= sum(spent)
 
 
 def test_gradients_reach_every_parameter(name):
@@ -167,6 +167,33 @@ def test_statistics_that_were_never_updated_give_a_warning(name):
     block = built(name).eval()
     with pytest.warns(UserWarning, match="never updated: mean 0, variance 1"):
         block.switch_to_deploy()
+
+
+def test_hooks_on_a_branch_are_refused(name):
+    block = ready(name)
+    for module in block.branches.modules():
+        handle = module.register_forward_hook(lambda _m, _x, y: 2 * y)
+        with pytest.raises(NotFoldable, match="forward hooks, which may change what it computes"):
+            block.switch_to_deploy()
+        handle.remove()
+    block.switch_to_deploy()
+
+
+def test_inference_mode_leaves_weights_that_train(name):
+    block = ready(name)
+    with torch.inference_mode():
+        block.switch_to_deploy()
+    block(image()).sum().backward()
+    assert block.conv.weight.grad.abs().max() > 0
+
+
+def test_folding_on_meta_gives_the_shapes(name):
+    block = ready(name)
+    twin = copy.deepcopy(block).to("meta")
+    for form in (block, twin):
+        form.switch_to_deploy()
+    shapes = {key: value.shape for key, value in block.state_dict().items()}
+    assert {key: value.shape for key, value in twin.state_dict().items()} == shapes
 
 
 def test_copies_and_state_dicts_carry_everything(name):
