@@ -24,6 +24,7 @@ from repblocks.errors import NotFoldable
 Rule = Callable[[Any, AffineMap, Tensor | None], AffineMap]
 AvgPool = nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d
 RULES: dict[Callable[..., Any], Rule] = {}
+_CONV_FORWARDS = {cls._conv_forward for cls in CONV_CLASSES.values()}
 
 
 def rule(*classes: type[nn.Module]) -> Callable[[Rule], Rule]:
@@ -60,6 +61,13 @@ def apply(module: nn.Module, value: AffineMap, like: Tensor | None = None) -> Af
     return found(module, value, like)
 
 
+def has_rule(module: nn.Module) -> bool:
+    """Tell whether the table says what a module does."""
+    if type(module).forward not in RULES:
+        return False
+    return not isinstance(module, Conv) or type(module)._conv_forward in _CONV_FORWARDS
+
+
 @rule(nn.Sequential)
 def _sequential(module: nn.Sequential, value: AffineMap, like: Tensor | None) -> AffineMap:
     for child in module:
@@ -69,8 +77,7 @@ def _sequential(module: nn.Sequential, value: AffineMap, like: Tensor | None) ->
 
 @rule(*CONV_CLASSES.values())
 def _convolution(module: Conv, value: AffineMap, like: Tensor | None) -> AffineMap:
-    own = type(module)._conv_forward
-    if own not in {cls._conv_forward for cls in CONV_CLASSES.values()}:
+    if not has_rule(module):
         raise NotFoldable(f"{type(module).__name__} convolves in a way of its own.")
     return compose(ConvKernel.from_conv(module, like).to_affine(), value)
 

@@ -196,7 +196,8 @@ def _composed_bias(second: AffineMap, first: AffineMap) -> Lazy | None:
         return outer
 
     def bias() -> Tensor:
-        weight = evaluated_weight(second, inner()).flatten(2).sum(dim=2)
+        weight = evaluated_weight(second, inner())
+        weight = weight.reshape(*weight.shape[:2], -1).sum(dim=2)
         moved = (weight * inner()[second.index.to(weight.device)]).sum(dim=1)
         return moved if outer is None else moved + outer()
 

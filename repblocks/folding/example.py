@@ -1,0 +1,149 @@
+"""Run a flow on its example: shapes, what changes in place, and how opaque modules call theirs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import map_aggregate
+
+from repblocks.folding.flow import CHANGED, INPUT, Flow, Step, call, join
+from repblocks.folding.recording import parts
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """How an opaque module called one of those below it.
+
+    Args:
+        path: Name of the called module in the model.
+        module: The called module.
+        args: What it was called with.
+        kwargs: The same by name.
+    """
+
+    path: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def run_example(flow: Flow) -> list[Call]:
+    """Run every step once, without gradients, and write into it what it gave.
+
+    A step that reads what another has changed in place since is made to read that other one: its
+    arguments are changed. Tensors are kept until the end of the run, so that no memory is reused,
+    and then let go; other values (sizes) stay in the steps.
+
+    Returns:
+        The outermost calls inside opaque modules, of modules that were called once.
+    """
+    calls: list[Call] = []
+    changed: dict[int, Step] = {}
+    with torch.no_grad():
+        for step in list(flow.steps):
+            step.args, step.kwargs = map_aggregate(  # type: ignore[misc,assignment]
+                (step.args, dict(step.kwargs)),  # type: ignore[arg-type]
+                lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf,
+            )
+            calls += _run(step)
+            changed.update(dict.fromkeys(step.mutates, step))
+    flow.output = map_aggregate(
+        flow.output, lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf
+    )
+    for step in flow.steps:
+        if parts(step.value):
+            step.value = None
+    return calls
+
+
+def _run(step: Step) -> list[Call]:
+    if step.target != INPUT:
+        args, kwargs = map_aggregate(  # type: ignore[misc]
+            (step.args, dict(step.kwargs)),  # type: ignore[arg-type]
+            lambda leaf: leaf.value if isinstance(leaf, Step) else leaf,
+        )
+        read = list(parts((args, kwargs)).values())
+        versions = [tensor._version for tensor in read]
+        recorder = _Recorder(step)
+        with recorder:
+            step.value = call(step.target, args, kwargs)
+        step.mutates = frozenset(
+            _storage(t) for t, old in zip(read, versions, strict=True) if t._version != old
+        )
+        found = recorder.calls
+    else:
+        found = []
+    if isinstance(step.value, Tensor):
+        step.shape = tuple(step.value.shape)
+        step.storage = _storage(step.value)
+    return found
+
+
+def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:
+    """Return the step whose output holds what is read now."""
+    last = changed.get(read.storage)
+    if last is None or last.number <= read.number or not isinstance(read.value, Tensor):
+        return read
+    new = last.value
+    if isinstance(new, Tensor) and _geometry(new) == _geometry(read.value):
+        return last
+    stale = Step(last.number, CHANGED, (last, read), {}, read.path, read.scope, is_opaque=True)
+    stale.value, stale.shape, stale.storage = read.value, read.shape, read.storage
+    flow.steps.insert(flow.steps.index(last) + 1, stale)
+    return stale
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return (_storage(tensor), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Recorder:
+    """Sees the outermost calls inside an opaque module while it runs."""
+
+    def __init__(self, step: Step) -> None:
+        self._module = step.module if step.is_opaque else None
+        self._path = step.path
+        self._depth = 0
+        self._seen: dict[str, Call] = {}
+        self._count: Counter[str] = Counter()
+        self._handles: list[Any] = []
+
+    @property
+    def calls(self) -> list[Call]:
+        """What was called once."""
+        return [found for path, found in self._seen.items() if self._count[path] == 1]
+
+    def __enter__(self) -> None:
+        if self._module is None or type(self._module).__module__.startswith("torch."):
+            return
+        for name, module in self._module.named_modules():
+            if name:
+                self._watch(join(self._path, name), module)
+
+    def _watch(self, path: str, module: nn.Module) -> None:
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._count[path] += 1
+            if self._depth == 0:
+                self._seen[path] = Call(path, module, args, kwargs)
+            self._depth += 1
+
+        def leave(*_: Any) -> None:
+            self._depth -= 1
+
+        self._handles += [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()

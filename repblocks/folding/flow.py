@@ -1,0 +1,223 @@
+"""The program of a model as one flat list of steps, taken from the traces of its modules.
+
+A step is a call of a leaf module, of a function or of a method. Each belongs to a scope, one
+non-leaf module called once in one way, whose trace it can be found in again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from repblocks.algebra.rules import has_rule
+from repblocks.folding.tracing import Activation, Trace, trace
+
+#: A step's place of a value that an operation changed in place through another view of it.
+CHANGED = "changed in place"
+INPUT = "input"
+
+
+@dataclass(eq=False)
+class Scope:
+    """A non-leaf module with its trace, as it was called once.
+
+    Args:
+        path: Its name in the model; empty for the model.
+        module: The module.
+        trace: What it does.
+        args: What it was called with; activations are steps.
+        kwargs: The same by name.
+        parent: The scope that calls it; None for a root.
+        values: What each node of the trace stands for: steps, constants, structures of them.
+    """
+
+    path: str
+    module: nn.Module
+    trace: Trace
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    parent: Scope | None
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    output: Any = None
+
+
+@dataclass(eq=False)
+class Step:
+    """One operation.
+
+    Args:
+        number: Its place in the program.
+        target: What is called: a module, a function, the name of a method, or a word for an input.
+        args: Its arguments; activations are steps.
+        kwargs: The same by name.
+        path: The module that is called, or the one whose code calls the function.
+        scope: Whose trace it is in; None for an input.
+        is_opaque: A module whose code could not be traced, or must not be looked into.
+        shape: Of its output in the example; None if that is no tensor or there was no example.
+        value: The example's output, while the example runs.
+    """
+
+    number: int
+    target: nn.Module | Callable[..., Any] | str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    path: str
+    scope: Scope | None
+    is_opaque: bool = False
+    shape: tuple[int, ...] | None = None
+    value: Any = None
+    mutates: frozenset[int] = frozenset()
+    storage: int = 0
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that is called, if it is one."""
+        return self.target if isinstance(self.target, nn.Module) else None
+
+    @property
+    def operands(self) -> list[Step]:
+        """The steps among the arguments, each once, in order."""
+        return list(dict.fromkeys(steps_in((self.args, self.kwargs))))
+
+
+@dataclass(eq=False)
+class Flow:
+    """The program of one root: the model, or a module under one that could not be traced.
+
+    Args:
+        root: The outermost scope.
+        steps: All steps in the order of the program, inputs first.
+        output: What the root returns; activations are steps.
+    """
+
+    root: Scope
+    steps: list[Step]
+    output: Any
+
+
+def steps_in(structure: Any) -> Iterator[Step]:
+    """Find the steps in nested tuples, lists, dicts and slices."""
+    found: list[Step] = []
+    map_aggregate(structure, lambda leaf: found.append(leaf) if isinstance(leaf, Step) else None)
+    return iter(found)
+
+
+def join(path: str, name: str) -> str:
+    """Return the name of a submodule in the model."""
+    return f"{path}.{name}" if path and name else path or name
+
+
+def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow:
+    """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
+
+    Raises:
+        Exception: whatever the code of ``module`` itself raises when it is traced. What is raised
+            inside a submodule makes that one opaque.
+    """
+    builder = _Builder()
+    args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)  # type: ignore[misc,assignment,arg-type]
+    root = builder.enter(path, module, args, kwargs, None)
+    return Flow(root, builder.steps, root.output)
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def as_input(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor | Activation) or isinstance(leaf, nn.Parameter):
+            return leaf
+        step = self._step(INPUT, (), {}, "", None)
+        step.value = leaf if isinstance(leaf, Tensor) else None
+        return step
+
+    def enter(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        parent: Scope | None,
+    ) -> Scope:
+        symbolic = map_aggregate((args, dict(kwargs)), _symbol)  # type: ignore[arg-type]
+        found = trace(module, *symbolic)  # type: ignore[misc]
+        scope = Scope(path, module, found, args, kwargs, parent)
+        given = steps_in((args, dict(kwargs)))
+        scope.values.update(zip(found.placeholders, given, strict=True))
+        for node in found.graph.nodes:
+            if node.op != "placeholder":
+                scope.values[node] = self._evaluate(scope, node)
+        return scope
+
+    def _evaluate(self, scope: Scope, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return scope.trace.constants[str(node.target)]
+        args, kwargs = map_aggregate(  # type: ignore[misc]
+            (tuple(node.args), dict(node.kwargs)),  # type: ignore[arg-type]
+            lambda leaf: scope.values[leaf] if isinstance(leaf, fx.Node) else leaf,
+        )
+        if node.op == "output":
+            scope.output = args[0]
+            return args[0]
+        if node.op == "call_module":
+            return self._call(scope, str(node.target), args, kwargs)
+        if _picks_known_item(node, args):
+            return args[0][args[1]]
+        if not any(steps_in((args, kwargs))):
+            return call(node.target, args, kwargs)
+        return self._step(node.target, args, kwargs, scope.path, scope)
+
+    def _call(
+        self, scope: Scope, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        module = scope.module.get_submodule(name)
+        path = join(scope.path, name)
+        is_leaf = not any(module.children()) and (has_rule(module) or _is_from_torch(module))
+        if not is_leaf and not has_hooks(module) and not _is_from_torch(module):
+            before = len(self.steps)
+            try:
+                return self.enter(path, module, args, kwargs, scope).output
+            except Exception:  # noqa: BLE001 # the module's own code, which met a symbol
+                del self.steps[before:]
+        step = self._step(module, args, kwargs, path, scope)
+        step.is_opaque = has_hooks(module) or not (is_leaf or has_rule(module))
+        return step
+
+    def _step(
+        self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: str, scope: Any
+    ) -> Step:
+        step = Step(len(self.steps), target, args, kwargs, path, scope)
+        self.steps.append(step)
+        return step
+
+
+def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a module, a function, or by its name a method of the first argument."""
+    if isinstance(target, str):
+        return getattr(args[0], target)(*args[1:], **kwargs)
+    return target(*args, **kwargs)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether hooks may change what the module reads or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _symbol(leaf: Any) -> Any:
+    return Activation() if isinstance(leaf, Step) else leaf
+
+
+def _is_from_torch(module: nn.Module) -> bool:
+    """Tell whether a module is torch's own, except for those that only hold others."""
+    home = type(module).__module__
+    return home.startswith("torch.") and not isinstance(module, nn.Sequential)
+
+
+def _picks_known_item(node: fx.Node, args: tuple[Any, ...]) -> bool:
+    """Tell whether a node takes an item out of a structure that a submodule returned."""
+    is_getitem = getattr(node.target, "__name__", "") == "getitem"
+    return node.op == "call_function" and is_getitem and isinstance(args[0], tuple | list | dict)

@@ -1,0 +1,162 @@
+"""Turn one module into a graph of its own ``forward``, with layers in the place of regions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from repblocks.folding.flow import Scope, Step, join
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One value of a graph that is given otherwise.
+
+    Args:
+        result: The node whose value it is.
+        source: The node that is read instead of what ``result`` reads; None for the same.
+        layer: What is called on it; None for nothing.
+    """
+
+    result: fx.Node
+    source: fx.Node | None
+    layer: nn.Module | None
+
+
+def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> fx.GraphModule:
+    """Return the module of a scope as a graph with some values given otherwise.
+
+    Submodules, parameters, buffers and plain attributes are kept, but for submodules that are no
+    longer called.
+
+    Args:
+        scope: The module, which is called once; its trace is used up.
+        edits: What is given otherwise.
+        gone: Steps that need not run if nothing reads them.
+    """
+    module, graph = scope.module, scope.trace.graph
+    added = {}
+    for edit in edits:
+        new = edit.source or _operand(scope, edit.result)
+        if edit.layer is not None:
+            name = _free_name(module, edit.layer, added)
+            added[name] = edit.layer
+            with graph.inserting_before(edit.result):
+                new = graph.call_module(name, (new,))
+        edit.result.replace_all_uses_with(new)
+    removed = _remove_unread(scope, gone)
+    _take_arguments(scope)
+    return _module(scope, added, removed)
+
+
+def _operand(scope: Scope, node: fx.Node) -> fx.Node:
+    """Return the activation that a node reads."""
+    return next(n for n in node.all_input_nodes if isinstance(scope.values.get(n), Step))
+
+
+def _free_name(module: nn.Module, layer: nn.Module, taken: Mapping[str, Any]) -> str:
+    stem = "linear" if isinstance(layer, nn.Linear) else "conv"
+    names = [stem, *(f"{stem}_{number}" for number in range(1, len(taken) + 1000))]
+    used = {*dir(module), *taken}
+    return next(name for name in names if name not in used)
+
+
+def _remove_unread(scope: Scope, gone: set[Step]) -> list[str]:
+    """Remove what nothing reads any more; return the submodules that are no longer called."""
+    graph = scope.trace.graph
+    dropped: list[str] = []
+    was_read = {node for node in graph.nodes if node.users}
+    for _ in range(2):  # Checks of sizes may have read what can go in the second round.
+        for node in reversed(graph.nodes):
+            if node.users or node.op in ("placeholder", "output"):
+                continue
+            value = scope.values.get(node)
+            is_check = isinstance(value, Step) and value.shape is None and not value.mutates
+            if not (node in was_read or is_check or value in gone or _is_done(scope, node, gone)):
+                continue
+            if _changes_something(scope, node, gone):
+                continue
+            if node.op == "call_module":
+                dropped.append(str(node.target))
+            graph.erase_node(node)
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return [name for name in dropped if name not in called]
+
+
+def _is_done(scope: Scope, node: fx.Node, gone: set[Step]) -> bool:
+    path = join(scope.path, str(node.target))
+    return node.op == "call_module" and any(_is_below(step, path) for step in gone)
+
+
+def _changes_something(scope: Scope, node: fx.Node, gone: set[Step]) -> bool:
+    """Tell whether a node, or what it calls, changes in place what others may read."""
+    value = scope.values.get(node)
+    return isinstance(value, Step) and bool(value.mutates) and value not in gone
+
+
+def _is_below(step: Step, path: str) -> bool:
+    return step.path == path or step.path.startswith(f"{path}.")
+
+
+def _take_arguments(scope: Scope) -> None:
+    """Give the graph the parameters of the ``forward`` that it replaces."""
+    graph = scope.trace.graph
+    names = list(inspect.signature(scope.module.forward).parameters)
+    first = next(iter(graph.nodes))
+    old = iter(scope.trace.placeholders)
+    given = [*zip(names, scope.args, strict=False), *scope.kwargs.items()]
+    with graph.inserting_before(first):
+        new = [(graph.placeholder(n, default_value=_default(a)), a) for n, a in given]
+    for placeholder, argument in new:
+        if isinstance(argument, Step):
+            next(old).replace_all_uses_with(placeholder)
+        elif isinstance(argument, tuple | list):
+            with graph.inserting_before(first):
+                for place in range(len(argument)):
+                    item = graph.call_function(_getitem, (placeholder, place))
+                    next(old).replace_all_uses_with(item)
+    for placeholder in scope.trace.placeholders:
+        graph.erase_node(placeholder)
+
+
+def _getitem(values: Sequence[Any], place: int) -> Any:
+    return values[place]
+
+
+def _default(argument: Any) -> Any:
+    holds_activation = isinstance(argument, Step | tuple | list)
+    return inspect.Signature.empty if holds_activation else argument
+
+
+def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]) -> fx.GraphModule:
+    module = scope.module
+    root: dict[str, Any] = dict(added)
+    for node in scope.trace.graph.nodes:
+        if node.op == "call_module" and node.target not in added:
+            root[str(node.target)] = module.get_submodule(str(node.target))
+        if node.op == "get_attr":
+            root[str(node.target)] = scope.trace.constants[str(node.target)]
+    result = fx.GraphModule(root, scope.trace.graph, class_name=type(module).__name__)
+    constants = {n: t for n, t in scope.trace.constants.items() if n.startswith("_constant_")}
+    tables = (result._parameters, result._buffers, result._modules)
+    for table in tables:
+        table.clear()  # type: ignore[attr-defined]
+    for table, own in zip(
+        tables, (module._parameters, module._buffers, module._modules), strict=True
+    ):
+        table.update(own)  # type: ignore[attr-defined]
+    result._modules.update(added)
+    for name, tensor in constants.items():
+        if name in vars(result):
+            delattr(result, name)
+        result.register_buffer(name, tensor.detach() if isinstance(tensor, Tensor) else tensor)
+    for name in removed:
+        result.delete_submodule(name)
+    for name, value in vars(module).items():
+        if name not in vars(result):
+            object.__setattr__(result, name, value)
+    return result.eval()

@@ -1,0 +1,62 @@
+"""The layer that computes what a candidate computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.algebra.kernel import Conv, ConvKernel
+from repblocks.algebra.serial import in_blocks
+from repblocks.folding.flow import Step
+from repblocks.folding.operations import like
+from repblocks.folding.region import Candidate
+
+
+def layer(candidate: Candidate) -> Conv | nn.Linear:
+    """Return the convolution or linear layer, in evaluation mode.
+
+    It is computed in float64, and has dtype, device, memory format and gradients of the weights
+    that it replaces.
+    """
+    weights = [w for step in _in_order(candidate) for w in weights_of(step)]
+    reference = next((w for w in weights if w.ndim > 1), weights[0])
+    new = (
+        _convolution(candidate, reference)
+        if candidate.value.map.axes
+        else _linear(candidate, reference)
+    )
+    if any(w.ndim == 4 and is_channels_last(w) for w in weights):
+        new.to(memory_format=torch.channels_last)
+    trains = [w.requires_grad for w in weights if isinstance(w, nn.Parameter)]
+    return new.requires_grad_(any(trains) or not trains)
+
+
+def weights_of(step: Step) -> list[Tensor]:
+    """Return the parameters and constant tensors that a step computes with."""
+    if step.module is not None:
+        return list(step.module.parameters(recurse=False))
+    return [a for a in (*step.args, *step.kwargs.values()) if isinstance(a, Tensor)]
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Tell whether a four-dimensional tensor lies in memory with its channels last only."""
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def _in_order(candidate: Candidate) -> list[Step]:
+    return sorted(candidate.interior, key=lambda step: step.number)
+
+
+def _convolution(candidate: Candidate, reference: Tensor) -> Conv:
+    return ConvKernel.from_affine(candidate.value.map, like()).to_conv(reference)
+
+
+def _linear(candidate: Candidate, reference: Tensor) -> nn.Linear:
+    value = candidate.value.map
+    weight = in_blocks(value, 1, like())
+    bias = None if value.bias is None else value.bias()
+    new = nn.Linear(value.in_channels, value.out_channels, bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.to(reference, copy=True))
+    if bias is not None:
+        new.bias = nn.Parameter(bias.to(reference, copy=True))
+    return new.eval()

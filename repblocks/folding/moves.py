@@ -1,0 +1,198 @@
+"""Operations that only move values: views, slices, splits, shuffles, stacks that are summed.
+
+What a view does to the channels is found by doing it once to the numbers of the channels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.node import map_aggregate
+
+from repblocks.algebra.axis import Axis
+from repblocks.algebra.serial import compose
+from repblocks.algebra.special import zero_padding
+from repblocks.errors import NotFoldable
+from repblocks.folding.flow import Step, call, steps_in
+from repblocks.folding.operation import Kind, Located, Operation, bind
+from repblocks.folding.operations import identity, operation, sum_of_activations
+
+VIEWS = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute")
+VIEWS += ("contiguous", "reshape_as", "view_as", "swapaxes", "movedim")
+_VIEWS = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in dir(torch))}
+_SPLITS = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
+_SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+_STACKS = {torch.stack}
+
+
+@operation("clone", torch.clone, "detach")
+def _same(step: Step) -> Operation:
+    return identity(step.args[0])
+
+
+@operation(*_VIEWS)
+def _view(step: Step) -> Operation:
+    chain = _chain_of_views(step)
+    start = chain[0].args[0]
+    if len(chain) > 1 and start.shape is not None and start.shape == step.shape:
+        return _shuffle(start, chain)
+    operand = step.args[0]
+    if not isinstance(operand, Step) or operand.shape is None or step.shape is None:
+        raise NotFoldable("A view of an unknown shape.")
+    moves = {old: _moved(step, operand.shape, old) for old in (1, len(operand.shape) - 1)}
+
+    def apply(values: Mapping[Step, Located]) -> Located:
+        value = values[operand]
+        if value.map.axes:
+            raise NotFoldable("A view of something with a spatial kernel.")
+        axis = moves.get(value.axis)
+        if axis is None:
+            raise NotFoldable("A view that takes the channels apart.")
+        return Located(value.map, axis)
+
+    return Operation((operand,), apply, Kind.MOVE)
+
+
+def _chain_of_views(step: Step) -> list[Step]:
+    chain = [step]
+    while isinstance(chain[0].args[0], Step) and chain[0].args[0].target in _VIEWS:
+        chain.insert(0, chain[0].args[0])
+    return chain
+
+
+def _moved(step: Step, shape: Sequence[int], old: int) -> int | None:
+    """Return the axis on which a view has the channels that were on axis ``old``, in order."""
+    if not 0 < old < len(shape):
+        return None
+    numbers = torch.arange(shape[old])
+    result = _redo(step, _along(numbers, shape, old))
+    for axis in (1, result.ndim - 1):
+        fits = 0 < axis < result.ndim and result.shape[axis] == shape[old]
+        if fits and torch.equal(result, _along(numbers, result.shape, axis)):
+            return axis
+    return None
+
+
+def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
+    """Return the reordering of channels that views of views make."""
+    shape = start.shape or ()
+    number = int(torch.Size((*shape[:1], *shape[2:])).numel())
+    places = torch.arange(number).view(*shape[:1], 1, *shape[2:]).expand(shape)
+    channels = _along(torch.arange(shape[1]), shape, 1)
+    for step in chain:
+        places, channels = _redo(step, places), _redo(step, channels)
+    order = channels.movedim(1, 0).flatten(1)[:, 0]
+    stays = torch.arange(number).view(*shape[:1], 1, *shape[2:]).expand(shape)
+    if not torch.equal(places, stays) or not torch.equal(channels, _along(order, shape, 1)):
+        raise NotFoldable("A view that takes the channels apart.")
+
+    def apply(values: Mapping[Step, Located]) -> Located:
+        value = values[start]
+        if value.axis != 1:
+            raise NotFoldable("A shuffle of channels on another axis.")
+        return Located(value.map.reordered(order), 1)
+
+    return Operation((start,), apply, Kind.OTHER, through=tuple(chain[:-1]))
+
+
+def _along(numbers: Tensor, shape: Sequence[int], axis: int) -> Tensor:
+    view = [1] * len(shape)
+    view[axis] = -1
+    return numbers.view(view).expand(*shape).contiguous()
+
+
+def _redo(step: Step, tensor: Tensor) -> Tensor:
+    """Run a view on other values, with the sizes that it had in the example."""
+    _, *args = map_aggregate(step.args, _example)  # type: ignore[arg-type,misc]
+    kwargs = map_aggregate(dict(step.kwargs), _example)  # type: ignore[arg-type]
+    result: Tensor = call(step.target, (tensor, *args), kwargs)  # type: ignore[arg-type]
+    return result
+
+
+def _example(leaf: Any) -> Any:
+    if not isinstance(leaf, Step):
+        return leaf
+    return leaf.value if leaf.shape is None else torch.empty(leaf.shape)
+
+
+@operation(operator.getitem)
+def _item(step: Step) -> Operation:
+    source, item = step.args
+    if not isinstance(source, Step):
+        raise NotFoldable("An item of something that is no activation.")
+    if source.target in _SPLITS and isinstance(item, int):
+        return _part_of_split(source, item)
+    if source.shape is None:
+        raise NotFoldable("A slice of an unknown shape.")
+    items = item if isinstance(item, tuple) else (item,)
+    if Ellipsis in items:
+        place = items.index(Ellipsis)
+        rest = (slice(None),) * (len(source.shape) - len(items) + 1)
+        items = (*items[:place], *rest, *items[place + 1 :])
+    if not all(isinstance(one, slice) for one in items) or any(steps_in(items)):
+        raise NotFoldable("A slice that drops an axis, or depends on the size of the input.")
+    items += (slice(None),) * (len(source.shape) - len(items))
+    if items[0] != slice(None):
+        raise NotFoldable("A slice of the batch.")
+    channels = range(source.shape[1])[items[1]]
+    if not channels:
+        raise NotFoldable("A slice without a channel.")
+    order = torch.tensor(list(channels))
+    axes = [_sliced(one) for one in items[2:]]
+    return _selection(source, order, axes)
+
+
+def _sliced(item: slice) -> Axis:
+    """Return the axis of a slice that is the same for every size: cropped ends and a step."""
+    start, stop, step = item.start or 0, item.stop, item.step or 1
+    if start < 0 or step < 1 or (stop is not None and stop >= 0):
+        raise NotFoldable("A slice whose place depends on the size of the input.")
+    return Axis(1, step, -start, stop or 0)
+
+
+def _selection(
+    source: Step, order: Tensor, axes: Sequence[Axis], through: tuple[Step, ...] = ()
+) -> Operation:
+    is_spatial = any(axis != Axis() for axis in axes)
+
+    def apply(values: Mapping[Step, Located]) -> Located:
+        value = values[source]
+        if value.axis != 1:
+            raise NotFoldable("A slice along another axis than the channels.")
+        result = value.map.reordered(order)
+        return Located(compose(zero_padding(len(order), axes), result) if is_spatial else result, 1)
+
+    return Operation((source,), apply, Kind.OTHER, through=through)
+
+
+def _part_of_split(split: Step, item: int) -> Operation:
+    source = split.args[0]
+    if not isinstance(source, Step) or source.shape is None or len(source.shape) < 2:
+        raise NotFoldable("A split of an unknown shape.")
+    parts: Sequence[Tensor] = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))  # type: ignore[assignment]
+    part = parts[item]
+    order = part.movedim(1, 0).flatten(1)[:, 0] if part.ndim > 1 and part.numel() else part
+    is_whole = part.shape[:1] == source.shape[:1] and part.shape[2:] == source.shape[2:]
+    if part.ndim != len(source.shape) or not is_whole or not part.numel():
+        raise NotFoldable("A split along another axis than the channels.")
+    return _selection(source, order, [], (split,))
+
+
+@operation(torch.sum, "sum")
+def _sum_of_stack(step: Step) -> Operation:
+    given = bind(step, "input", dim=None, keepdim=False)
+    stack, dim = given["input"], given["dim"]
+    dims = tuple(dim) if isinstance(dim, Sequence) else (dim,)
+    if not isinstance(stack, Step) or stack.target not in _STACKS or given["keepdim"]:
+        raise NotFoldable("A sum over an axis.")
+    stacked = bind(stack, "tensors", dim=0)
+    terms = stacked["tensors"]
+    if stack.shape is None or len(dims) != 1 or not all(isinstance(t, Step) for t in terms):
+        raise NotFoldable("A sum over other axes than that of a stack.")
+    if dims[0] is None or dims[0] % len(stack.shape) != stacked["dim"] % len(stack.shape):
+        raise NotFoldable("A sum over other axes than that of a stack.")
+    return sum_of_activations(step, [(term, 1) for term in terms], (stack,))

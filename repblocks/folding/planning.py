@@ -1,0 +1,192 @@
+"""Choose what is computed at once: the cheapest way to give every value that is needed.
+
+A plan says which affine steps are materialised, and from which source each one is. Its cost counts
+multiply-adds first, then values written. Where every value inside a region has one reader, the
+cheapest plan is found by a recursion; values with several readers (and what only leads to them) are
+enumerated: each may be materialised once for all, or computed anew for each reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import islice
+
+from repblocks.folding.flow import Step
+from repblocks.folding.operation import Kind, numel
+from repblocks.folding.region import Candidate, Region
+
+#: So many choices of what to materialise are tried in one region: ten values, each shared or not.
+LIMIT = 1 << 10
+
+Cost = tuple[int, int, int]
+_NEVER: Cost = (1 << 62, 0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One way to compute a step: at once by a candidate, or as it is written."""
+
+    step: Step
+    sources: tuple[Step, ...]
+    cost: Cost
+    candidate: Candidate | None = None
+
+
+@dataclass(eq=False)
+class Plan:
+    """What is computed at once.
+
+    Args:
+        chosen: The candidate of each step that is computed at once, in the order of the program.
+        heuristic: A step of each region with too many shared values to try all choices: there
+            each shared value is materialised.
+    """
+
+    chosen: dict[Step, Candidate] = field(default_factory=dict)
+    heuristic: list[Step] = field(default_factory=list)
+
+
+def plan(region: Region) -> Plan:
+    """Return the cheapest plan of a region; the same one on every run."""
+    result = Plan()
+    found: dict[Step, Candidate] = {}
+    for component in components(region):
+        found.update(_Component(region, component).solve(result))
+    result.chosen = {step: found[step] for step in region.operations if step in found}
+    return result
+
+
+def components(region: Region) -> list[list[Step]]:
+    """Return groups of steps that must be planned together, each in the order of the program."""
+    parent = {step: step for step in region.operations}
+
+    def find(step: Step) -> Step:
+        while parent[step] is not step:
+            parent[step] = parent[parent[step]]
+            step = parent[step]
+        return step
+
+    for step, operation in region.operations.items():
+        for operand in operation.operands:
+            if operand in parent and operand not in region.required:
+                parent[find(operand)] = find(step)
+    groups: dict[Step, list[Step]] = {}
+    for step in region.operations:
+        groups.setdefault(find(step), []).append(step)
+    return list(groups.values())
+
+
+class _Component:
+    def __init__(self, region: Region, steps: Sequence[Step]) -> None:
+        self._region = region
+        self._targets = [step for step in steps if step in region.required]
+        self._free = [step for step in steps if step not in region.required]
+        self._ways = {step: list(ways(region, step)) for step in steps}
+
+    def solve(self, result: Plan) -> dict[Step, Candidate]:
+        if not self._targets:
+            return {}
+        choices = list(islice(self._choices(self._free[::-1], frozenset()), LIMIT + 1))
+        if len(choices) > LIMIT:
+            result.heuristic.append(self._targets[0])
+            choices = choices[:1]
+        best: tuple[Cost, dict[Step, Way]] | None = None
+        for absent in choices:
+            kept = [s for s in self._free if self._is_shared(s, absent) and s not in absent]
+            found = _Choice(self._ways, absent).solve([*self._targets, *kept])
+            if found is not None and (best is None or found[0] < best[0]):
+                best = found
+        used = best[1] if best else {}
+        return {step: way.candidate for step, way in used.items() if way.candidate is not None}
+
+    def _choices(
+        self, undecided: Sequence[Step], absent: frozenset[Step]
+    ) -> Iterator[frozenset[Step]]:
+        """Yield which shared steps are not materialised, readers first; at first all are."""
+        for place, step in enumerate(undecided):
+            if self._is_shared(step, absent):
+                rest = undecided[place + 1 :]
+                yield from self._choices(rest, absent)
+                yield from self._choices(rest, absent | {step})
+                return
+        yield absent
+
+    def _is_shared(self, step: Step, absent: Set[Step]) -> bool:
+        """Tell whether several steps may be computed from a step: through an absent reader too."""
+        readers = list(dict.fromkeys(self._region.readers[step]))
+        return len(readers) > 1 or (len(readers) == 1 and readers[0] in absent)
+
+
+class _Choice:
+    """The cheapest ways where it is settled which shared steps are not materialised."""
+
+    def __init__(self, known: dict[Step, list[Way]], absent: Set[Step]) -> None:
+        self._known = known
+        self._absent = absent
+        self._given: set[Step] = set()
+        self._best: dict[Step, tuple[Cost, Way | None]] = {}
+
+    def solve(self, given: Sequence[Step]) -> tuple[Cost, dict[Step, Way]] | None:
+        """Return the cost and the ways of all steps that are materialised."""
+        self._given = set(given)
+        total: Cost = (0, 0, 0)
+        used: dict[Step, Way] = {}
+        for step in given:
+            total = _sum(total, self._cost(step))
+            self._collect(step, used)
+        return None if total >= _NEVER else (total, used)
+
+    def _cost(self, step: Step) -> Cost:
+        if step not in self._best:
+            best: tuple[Cost, Way | None] = (_NEVER, None)
+            for way in self._known[step]:
+                cost = way.cost
+                for source in way.sources:
+                    cost = _sum(cost, self._cost_of_source(source))
+                if cost < best[0]:
+                    best = (cost, way)
+            self._best[step] = best
+        return self._best[step][0]
+
+    def _cost_of_source(self, source: Step) -> Cost:
+        if source in self._absent:
+            return _NEVER
+        if source in self._given or source not in self._known:
+            return (0, 0, 0)
+        return self._cost(source)
+
+    def _collect(self, step: Step, used: dict[Step, Way]) -> None:
+        way = self._best[step][1]
+        if way is None:
+            return
+        used[step] = way
+        for source in way.sources:
+            if source in self._known and source not in self._given:
+                self._collect(source, used)
+
+
+def ways(region: Region, step: Step) -> Iterable[Way]:
+    """Return the ways to compute a step; as it is written comes first, so that it wins a tie."""
+    operation = region.operations[step]
+    written = 0 if operation.kind is Kind.MOVE else numel(step.shape)
+    layers = int(operation.kind is Kind.WEIGHT)
+    yield Way(step, operation.operands, (operation.macs, written, layers))
+    for candidate in region.candidates[step]:
+        if candidate.has_weight and len(candidate.interior) > 1 and is_layer(step, candidate):
+            size = numel(step.shape)
+            cost = (size * candidate.width, size, 1)
+            yield Way(step, (candidate.source,), cost, candidate)
+
+
+def is_layer(step: Step, candidate: Candidate) -> bool:
+    """Tell whether one convolution or linear layer can give what a candidate gives."""
+    axes, shape = candidate.value.map.axes, candidate.source.shape
+    if axes:
+        return candidate.start == 1 == candidate.value.axis
+    last = -1 if shape is None else len(shape) - 1
+    return candidate.start == last and candidate.value.axis in (-1, len(step.shape or ()) - 1)
+
+
+def _sum(one: Cost, other: Cost) -> Cost:
+    return (one[0] + other[0], one[1] + other[1], one[2] + other[2])

@@ -1,0 +1,197 @@
+"""The affine part of a flow: which steps it holds, who reads them, what each is of its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.errors import NotFoldable
+from repblocks.folding.flow import Flow, Step, steps_in
+from repblocks.folding.operation import Kind, Located, Operation, numel
+from repblocks.folding.operations import describe
+
+_SIZES = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "ndimension", "is_cuda"}
+_READ_SHAPE_OF_OTHER = {"reshape_as", "view_as", "expand_as", "type_as"}
+#: More sources than this are not tried for one step: the nearest ones are.
+_SOURCES = 12
+
+Key = tuple[Step, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A way to compute a step at once, from a source.
+
+    Args:
+        source: What is read.
+        start: The axis of the source that holds the channels.
+        value: The step as a map of the source.
+        interior: The steps that are then computed by it, the step itself among them.
+        has_weight: Whether a convolution or linear layer is among them.
+    """
+
+    source: Step
+    start: int
+    value: Located
+    interior: frozenset[Step]
+    has_weight: bool
+
+    @cached_property
+    def width(self) -> int:
+        """Multiply-adds for one output value."""
+        value = self.value.map
+        groups = value.groups if value.axes else 1
+        return value.in_channels // groups * prod(axis.symmetric().size for axis in value.axes)
+
+
+@dataclass(eq=False)
+class Region:
+    """The affine steps of a flow.
+
+    Args:
+        operations: What each of them does, in the order of the program.
+        readers: The steps that read the value of each step.
+        required: Those whose own value is needed: something reads it that is not affine.
+        candidates: The ways to compute each one at once.
+        reasons: Why a step is not affine, or why it does not compose with what is before it.
+    """
+
+    operations: dict[Step, Operation] = field(default_factory=dict)
+    readers: dict[Step, list[Step]] = field(default_factory=dict)
+    required: set[Step] = field(default_factory=set)
+    candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
+    reasons: dict[Step, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, flow: Flow) -> Region:
+        """Find the affine steps of a flow."""
+        region = cls()
+        described: dict[Step, Operation] = {}
+        for step in flow.steps:
+            try:
+                described[step] = describe(step)
+            except NotFoldable as error:
+                region.reasons[step] = [error.reason]
+        region.describe(flow, described)
+        return region
+
+    def describe(self, flow: Flow, described: Mapping[Step, Operation]) -> None:
+        """Take these operations, find who reads them, and the ways to compute each."""
+        looked_through = _looked_through(flow, described)
+        self.operations = {s: o for s, o in described.items() if s not in looked_through}
+        self.readers = {step: [] for step in flow.steps}
+        self.required = set()
+        for step in flow.steps:
+            if step in looked_through:
+                continue
+            known = self.operations.get(step)
+            for read in known.operands if known else _values_read(step):
+                self.readers[read].append(step)
+                if known is None:
+                    self.required.add(read)
+        self.required |= set(steps_in(flow.output))
+        self.required &= set(self.operations)
+        self._find_candidates()
+
+    def _find_candidates(self) -> None:
+        options: dict[Step, dict[Key, Candidate]] = {}
+        for step, operation in self.operations.items():
+            found: dict[Key, Candidate] = {}
+            of_operands = [self._options(o, step, options) for o in operation.operands]
+            keys = [key for key in of_operands[0] if all(key in other for other in of_operands)]
+            for key in keys[:_SOURCES]:
+                chosen = [other[key] for other in of_operands]
+                candidate = self._joined(step, operation, chosen)
+                if candidate is not None:
+                    found[key] = candidate
+            options[step] = found
+            self.candidates[step] = list(found.values())
+
+    def _options(
+        self, operand: Step, reader: Step, known: Mapping[Step, dict[Key, Candidate]]
+    ) -> dict[Key, Candidate]:
+        found = {
+            (operand, axis): Candidate(
+                operand, axis, Located(AffineMap.identity(channels), axis), frozenset(), False
+            )
+            for axis, channels in _channels(operand, reader)
+        }
+        if operand in known and operand not in self.required:
+            found.update(known[operand])
+        return found
+
+    def _joined(
+        self, step: Step, operation: Operation, chosen: Iterable[Candidate]
+    ) -> Candidate | None:
+        parts = dict(zip(operation.operands, chosen, strict=True))
+        try:
+            value = operation.apply({operand: part.value for operand, part in parts.items()})
+        except NotFoldable as error:
+            reasons = self.reasons.setdefault(step, [])
+            if error.reason not in reasons:
+                reasons.append(error.reason)
+            return None
+        first = next(iter(parts.values()))
+        return Candidate(
+            first.source,
+            first.start,
+            value,
+            frozenset({step}.union(*(part.interior for part in parts.values()))),
+            operation.kind is Kind.WEIGHT or any(part.has_weight for part in parts.values()),
+        )
+
+
+def _channels(operand: Step, reader: Step) -> list[tuple[int, int]]:
+    """Return the axes of an operand that may hold channels, with their sizes."""
+    shape = operand.shape
+    if shape is not None:
+        axes = dict.fromkeys((1, len(shape) - 1))
+        return [(axis, shape[axis]) for axis in axes if 0 < axis < len(shape)]
+    module = reader.module
+    if isinstance(module, nn.Linear):
+        return [(-1, module.in_features)]
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return [(1, module.in_channels)]
+    return []
+
+
+def _looked_through(flow: Flow, described: Mapping[Step, Operation]) -> set[Step]:
+    """Find the steps that only serve others which look through them."""
+    by_step: dict[Step, list[Step]] = {}
+    for step in flow.steps:
+        for read in step.operands:
+            by_step.setdefault(read, []).append(step)
+    candidates = {s for operation in described.values() for s in operation.through}
+    kept = set(steps_in(flow.output))
+    found: set[Step] = set()
+    for step in reversed(flow.steps):
+        if step not in candidates or step in kept:
+            continue
+        if all(
+            r in found or (r in described and step in described[r].through) for r in by_step[step]
+        ):
+            found.add(step)
+    return found
+
+
+def _values_read(step: Step) -> list[Step]:
+    """Return the steps whose values, not only sizes, a step reads."""
+    name: Any = step.target if isinstance(step.target, str) else None
+    if (step.target is getattr and step.args[1] in _SIZES) or name in _SIZES:
+        return []
+    if name in _READ_SHAPE_OF_OTHER:
+        return step.operands[:1]
+    return step.operands
+
+
+def size_of(step: Step, candidate: Candidate | None = None) -> int:
+    """Return the number of output values; without an example those of one position."""
+    if step.shape is not None or candidate is None:
+        return numel(step.shape)
+    return candidate.value.map.out_channels

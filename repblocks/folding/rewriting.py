@@ -1,0 +1,85 @@
+"""Put the layers of a plan into a model, in the place of what they compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from repblocks.errors import NotFoldable
+from repblocks.folding.flow import Flow, Scope, Step
+from repblocks.folding.graphs import Edit, as_graph
+from repblocks.folding.layers import layer
+from repblocks.folding.planning import Plan
+from repblocks.folding.region import Candidate, Region
+from repblocks.folding.sites import Site, Sites
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A candidate with the place of its layer."""
+
+    step: Step
+    candidate: Candidate
+    site: Site
+
+
+def place(
+    flow: Flow,
+    region: Region,
+    plan: Plan,
+    calls: Counter[int],
+    foreign: set[int],
+    *,
+    is_model: bool,
+) -> tuple[list[Placed], dict[Step, str]]:
+    """Find the places of a plan's layers; what has none is returned with the reason."""
+    sites = Sites(flow, region, calls, foreign, is_model=is_model)
+    placed: list[Placed] = []
+    refused: dict[Step, str] = {}
+    for step, candidate in plan.chosen.items():
+        try:
+            placed.append(Placed(step, candidate, sites.find(step, candidate)))
+        except NotFoldable as error:
+            refused[step] = error.reason
+    return placed, refused
+
+
+def rewrite(model: nn.Module, placed: Sequence[Placed]) -> nn.Module:
+    """Put all layers in place; the model is changed, and returned unless it is a layer now."""
+    gone = {step for one in placed for step in one.candidate.interior}
+    edits: dict[Scope, list[Edit]] = {}
+    for one in placed:
+        new, site = layer(one.candidate), one.site
+        if site.scope is None:
+            model = put(model, site.path, new)
+        elif isinstance(site.result, fx.Node) and isinstance(site.source, fx.Node):
+            edits.setdefault(site.scope, []).append(Edit(site.result, site.source, new))
+        for step in site.emptied:
+            model = _empty(model, step, edits)
+    for scope in sorted(edits, key=lambda scope: -scope.path.count(".") - bool(scope.path)):
+        model = put(model, scope.path, as_graph(scope, edits[scope], gone))
+    return model
+
+
+def _empty(model: nn.Module, step: Step, edits: dict[Scope, list[Edit]]) -> nn.Module:
+    """Make a step the identity: a module in its place, a function in the graph it stands in."""
+    if step.module is not None:
+        return put(model, step.path, nn.Identity())
+    scope = step.scope
+    if scope is not None:
+        node = next(n for n, value in scope.values.items() if value is step)
+        edits.setdefault(scope, []).append(Edit(node, None, None))
+    return model
+
+
+def put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Put a module at a path, and return the model, which is the module for the empty path."""
+    if not path:
+        return new
+    parent, _, name = path.rpartition(".")
+    new.training = False
+    model.get_submodule(parent)._modules[name] = new
+    return model

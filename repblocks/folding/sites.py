@@ -1,0 +1,213 @@
+"""Where a layer is put, so that the hierarchy stays: a slot, a whole module, or a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from repblocks.algebra.kernel import Conv
+from repblocks.errors import NotFoldable
+from repblocks.folding.flow import Flow, Scope, Step
+from repblocks.folding.operation import Kind
+from repblocks.folding.region import Candidate, Region
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where a candidate's layer is put.
+
+    Args:
+        path: The module that the layer takes the place of, or whose graph it is put into.
+        emptied: Steps that become the identity: modules, and functions in the code of a module,
+            which then becomes a graph.
+        scope: Whose graph is edited; None if the layer takes a module's place.
+        result: The node of that graph whose value the layer gives.
+        source: The node of that graph that the layer reads.
+    """
+
+    path: str
+    emptied: tuple[Step, ...] = ()
+    scope: Scope | None = None
+    result: fx.Node | None = None
+    source: fx.Node | None = None
+
+
+class Sites:
+    """Finds the places for the candidates of a flow.
+
+    Args:
+        flow: The flow.
+        region: Its affine part.
+        calls: How often each module is called in the whole model, by identity.
+        foreign: Identities of tensors that are read by others than their module.
+        is_model: Whether the root of the flow is the model, and not below an opaque module.
+    """
+
+    def __init__(
+        self, flow: Flow, region: Region, calls: Counter[int], foreign: set[int], *, is_model: bool
+    ) -> None:
+        self._region = region
+        self._calls = calls
+        self._foreign = foreign
+        self._root = flow.root
+        self._is_model = is_model
+        self._mutators = [step for step in flow.steps if step.mutates]
+
+    def find(self, step: Step, candidate: Candidate) -> Site:
+        """Return the place for the layer of a candidate, the one that changes least.
+
+        Raises:
+            NotFoldable: if there is none.
+        """
+        interior = sorted(candidate.interior, key=lambda s: s.number)
+        return (
+            self._slot(interior, candidate)
+            or self._whole_module(step, candidate)
+            or self._graph(step, candidate)
+        )
+
+    def replaceable(self, module: nn.Module) -> bool:
+        """Tell whether a module may give way: it is called once, and nothing else reads it."""
+        tensors = [*module.parameters(), *module.buffers()]
+        return self._calls[id(module)] == 1 and not any(id(t) in self._foreign for t in tensors)
+
+    def _slot(self, interior: Sequence[Step], candidate: Candidate) -> Site | None:
+        """Put the layer in the place of one in a chain, and empty the others."""
+        if not self._is_chain(interior, candidate.source):
+            return None
+        layers = [s for s in interior if isinstance(s.module, Conv | nn.Linear)]
+        if not layers or not all(self._gives_way(s) for s in interior):
+            return None
+        slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
+        if not self._reads_before_change(candidate.source, slot):
+            return None
+        emptied = [s for s in interior if s is not slot and self._is_emptied(s)]
+        return Site(slot.path, tuple(emptied))
+
+    def _is_chain(self, interior: Sequence[Step], source: Step) -> bool:
+        before = source
+        for step in interior:
+            operation = self._region.operations[step]
+            if operation.operands != (before,) or operation.through:
+                return False
+            if before is not source and len(set(self._region.readers[before])) != 1:
+                return False
+            before = step
+        return True
+
+    def _gives_way(self, step: Step) -> bool:
+        if self._region.operations[step].kind is Kind.MOVE or step.scope is None:
+            return True
+        if step.module is not None:
+            return self.replaceable(step.module)
+        return self._calls[id(step.scope.module)] == 1 and _is_callable_as_graph(step.scope)
+
+    def _is_emptied(self, step: Step) -> bool:
+        return step.scope is not None and self._region.operations[step].kind is not Kind.MOVE
+
+    def _whole_module(self, step: Step, candidate: Candidate) -> Site | None:
+        """Put the layer in the place of the smallest module that computes just this."""
+        for scope in _enclosing(step):
+            is_root = scope.parent is None
+            if scope.output is not step or (is_root and not self._is_model):
+                return None
+            holds_all = all(_is_within(s, scope) for s in candidate.interior)
+            if not holds_all:
+                continue
+            reads_one = scope.args == (candidate.source,) and not scope.kwargs
+            fits = self.replaceable(scope.module) and reads_one
+            begins = next((s for s in sorted(candidate.interior, key=lambda s: s.number)), step)
+            if fits and self._reads_before_change(candidate.source, begins):
+                return Site(scope.path)
+            return None
+        return None
+
+    def _graph(self, step: Step, candidate: Candidate) -> Site:
+        """Put the layer into the graph of the smallest module that sees source and result."""
+        emptied: list[Step] = []
+        while True:
+            for scope in _enclosing(step):
+                result = _first(scope, step)
+                source = _first(scope, candidate.source, before=result)
+                if result is not None and source is not None:
+                    return self._checked(scope, result, source, candidate, step, emptied)
+            operation = self._region.operations[step]
+            before = operation.operands[0]
+            is_link = len(operation.operands) == 1 and before in candidate.interior
+            is_alone = len(set(self._region.readers[before])) == 1
+            if not (is_link and is_alone and self._gives_way(step)):
+                raise NotFoldable("No one module sees both what is read and what is given.")
+            if self._is_emptied(step):
+                emptied.append(step)
+            step = before
+
+    def _checked(
+        self,
+        scope: Scope,
+        result: fx.Node,
+        source: fx.Node,
+        candidate: Candidate,
+        step: Step,
+        emptied: Sequence[Step],
+    ) -> Site:
+        if self._calls[id(scope.module)] != 1:
+            raise NotFoldable("It stands in a module that is called more than once.")
+        if not _is_callable_as_graph(scope):
+            raise NotFoldable("It stands in a module that is called with other than activations.")
+        if not self._reads_before_change(candidate.source, step):
+            raise NotFoldable("What it reads is changed in place before.")
+        return Site(scope.path, tuple(emptied), scope, result, source)
+
+    def _reads_before_change(self, source: Step, place: Step) -> bool:
+        """Tell whether nothing changes the source in place before the layer reads it."""
+        return not any(
+            source.storage in m.mutates and source.number < m.number < place.number
+            for m in self._mutators
+        )
+
+
+def _enclosing(step: Step) -> Iterator[Scope]:
+    scope = step.scope
+    while scope is not None:
+        yield scope
+        scope = scope.parent
+
+
+def _is_within(step: Step, scope: Scope) -> bool:
+    return step.scope is None or scope in _enclosing(step)
+
+
+def _first(scope: Scope, step: Step, before: fx.Node | None = None) -> fx.Node | None:
+    for node, value in scope.values.items():
+        if node is before:
+            return None
+        if value is step and node.op != "output":
+            return node
+    return None
+
+
+def _is_callable_as_graph(scope: Scope) -> bool:
+    """Tell whether a graph can be called as the module was: constants are simple values."""
+
+    def is_simple(argument: Any) -> bool:
+        if isinstance(argument, Step):
+            return True
+        if isinstance(argument, tuple | list):
+            return all(isinstance(part, Step) for part in argument)
+        return argument is None or isinstance(argument, bool | int | float | str)
+
+    return all(map(is_simple, (*scope.args, *scope.kwargs.values())))
+
+
+def count_calls(flows: Iterable[Flow]) -> Counter[int]:
+    """Count how often each module is called, leaf or not."""
+    calls: Counter[int] = Counter()
+    for flow in flows:
+        scopes = {scope for step in flow.steps for scope in _enclosing(step)} | {flow.root}
+        calls.update(id(scope.module) for scope in scopes)
+        calls.update(id(step.module) for step in flow.steps if step.module is not None)
+    return calls

@@ -1,0 +1,184 @@
+"""Trace one module's ``forward``: activations are symbols, parameters and buffers stay tensors.
+
+Arithmetic on weights then runs as it is written and arrives as a constant: weight standardisation,
+kernels made of kernels, parametrizations and layer scales need no rule. Submodules stay calls, so
+that one module that cannot be traced does not spoil its parent.
+
+Source:
+    Reed et al., torch.fx, MLSys 2022, https://arxiv.org/abs/2112.08429
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+
+class Activation:
+    """Stands for an activation in the arguments that a module is traced with."""
+
+
+@dataclass(eq=False)
+class Trace:
+    """What the ``forward`` of one module does, for one way of calling it.
+
+    Args:
+        graph: Submodules are calls in it; ``get_attr`` nodes are constants.
+        placeholders: One for each activation among the arguments, in order.
+        constants: The tensors of the ``get_attr`` nodes, by target.
+        foreign: Identities of tensors that belong to a submodule and were read from outside it.
+    """
+
+    graph: fx.Graph
+    placeholders: list[fx.Node]
+    constants: dict[str, Tensor]
+    foreign: set[int]
+
+
+def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+    """Trace ``module(*args, **kwargs)``, in which activations are given as :class:`Activation`.
+
+    The attributes of the module and of its submodules are as before afterwards.
+
+    Raises:
+        Exception: whatever the module's own code raises when it meets a symbol.
+    """
+    try:
+        return _trace(_Tracer(module, args, kwargs), module)
+    except TypeError:  # Some methods of tensors do not take symbols; those of symbols do.
+        return _trace(_Tracer(module, args, kwargs, symbolic=True), module)
+
+
+def _trace(tracer: _Tracer, module: nn.Module) -> Trace:
+    with _restored(module), _symbolic_extremes(), torch.no_grad():
+        graph = tracer.trace(module)
+    return Trace(graph, tracer.placeholders, tracer.constants, tracer.foreign)
+
+
+class _Tracer(fx.Tracer):
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        symbolic: bool = False,
+    ) -> None:
+        super().__init__(autowrap_modules=(math,))
+        self._symbolic = symbolic
+        self._call = (args, dict(kwargs))
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        self._own = {id(tensor): name for name, tensor in own}
+        self.placeholders: list[fx.Node] = []
+        self.constants: dict[str, Tensor] = {}
+        self.foreign: set[int] = set()
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[[], Any], list[Any]]:
+        del root_fn, is_module, concrete_args
+        args, kwargs = map_aggregate(self._call, self._symbol)  # type: ignore[arg-type,misc]
+        # The bound method, so that a forward that was set on the instance is the one traced.
+        return lambda: self.root.forward(*args, **kwargs), []
+
+    def _symbol(self, argument: Any) -> Any:
+        if not isinstance(argument, Activation):
+            return argument
+        proxy = self.create_proxy("placeholder", f"x{len(self.placeholders)}", (), {})
+        self.placeholders.append(proxy.node)
+        return proxy
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        del m, module_qualified_name
+        return True
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if not _has_proxy((args, kwargs)):
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        del attr, parameter_proxy_cache
+        if not isinstance(attr_val, Tensor):
+            return attr_val
+        if id(attr_val) not in self._own:
+            self.foreign.add(id(attr_val))
+        return fx.Proxy(self.create_arg(attr_val), self) if self._symbolic else attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        name = self._own.get(id(a))
+        if name is None:
+            name = next((n for n, known in self.constants.items() if known is a), None)
+        name = name or f"_constant_{len(self.constants)}"
+        self.constants[name] = a
+        return self.create_node("get_attr", name, (), {})
+
+
+def _has_proxy(structure: Any) -> bool:
+    found: list[fx.Proxy] = []
+
+    def look(leaf: Any) -> Any:
+        if isinstance(leaf, fx.Proxy):
+            found.append(leaf)
+        return leaf
+
+    map_aggregate(structure, look)
+    return bool(found)
+
+
+@contextmanager
+def _restored(module: nn.Module) -> Iterator[None]:
+    """Undo what tracing leaves in modules whose code keeps what it computes."""
+    before = [(m, dict(vars(m)), _tables(m)) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, attributes, tables in before:
+            vars(m).clear()
+            vars(m).update(attributes)
+            for table, content in tables:
+                table.clear()
+                table.update(content)
+
+
+def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [(t, dict(t)) for t in (module._parameters, module._buffers, module._modules)]  # type: ignore[list-item]
+
+
+@contextmanager
+def _symbolic_extremes() -> Iterator[None]:
+    """Let ``max`` and ``min`` of sizes be recorded; Python's own need to compare them."""
+    originals = {"max": builtins.max, "min": builtins.min}
+
+    def symbolic(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            proxy = next((a for a in args if isinstance(a, fx.Proxy)), None)
+            if proxy is None or len(args) < 2:
+                return original(*args, **kwargs)
+            return proxy.tracer.create_proxy("call_function", original, args, kwargs)
+
+        return call
+
+    for name, original in originals.items():
+        setattr(builtins, name, symbolic(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(builtins, name, original)
