@@ -46,8 +46,8 @@ def run_example(flow: Flow) -> list[Call]:
     changed: dict[int, Step] = {}
     with torch.no_grad():
         for step in list(flow.steps):
-            step.args, step.kwargs = map_aggregate(  # type: ignore[misc,assignment]
-                (step.args, dict(step.kwargs)),  # type: ignore[arg-type]
+            step.args, step.kwargs = map_aggregate(
+                (step.args, dict(step.kwargs)),
                 lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf,
             )
             calls += _run(step)
@@ -63,8 +63,8 @@ def run_example(flow: Flow) -> list[Call]:
 
 def _run(step: Step) -> list[Call]:
     if step.target != INPUT:
-        args, kwargs = map_aggregate(  # type: ignore[misc]
-            (step.args, dict(step.kwargs)),  # type: ignore[arg-type]
+        args, kwargs = map_aggregate(
+            (step.args, dict(step.kwargs)),
             lambda leaf: leaf.value if isinstance(leaf, Step) else leaf,
         )
         read = list(parts((args, kwargs)).values())
@@ -93,6 +93,7 @@ def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:
     if isinstance(new, Tensor) and _geometry(new) == _geometry(read.value):
         return last
     stale = Step(last.number, CHANGED, (last, read), {}, read.path, read.scope, is_opaque=True)
+    stale.problem = "It is changed in place."
     stale.value, stale.shape, stale.storage = read.value, read.shape, read.storage
     flow.steps.insert(flow.steps.index(last) + 1, stale)
     return stale

@@ -57,6 +57,7 @@ class Step:
         path: The module that is called, or the one whose code calls the function.
         scope: Whose trace it is in; None for an input.
         is_opaque: A module whose code could not be traced, or must not be looked into.
+        problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
         value: The example's output, while the example runs.
     """
@@ -68,6 +69,7 @@ class Step:
     path: str
     scope: Scope | None
     is_opaque: bool = False
+    problem: str = ""
     shape: tuple[int, ...] | None = None
     value: Any = None
     mutates: frozenset[int] = frozenset()
@@ -89,12 +91,10 @@ class Flow:
     """The program of one root: the model, or a module under one that could not be traced.
 
     Args:
-        root: The outermost scope.
         steps: All steps in the order of the program, inputs first.
         output: What the root returns; activations are steps.
     """
 
-    root: Scope
     steps: list[Step]
     output: Any
 
@@ -114,14 +114,11 @@ def join(path: str, name: str) -> str:
 def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
-    Raises:
-        Exception: whatever the code of ``module`` itself raises when it is traced. What is raised
-            inside a submodule makes that one opaque.
+    A module whose code cannot be traced is one opaque step, whose ``problem`` says why.
     """
     builder = _Builder()
-    args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)  # type: ignore[misc,assignment,arg-type]
-    root = builder.enter(path, module, args, kwargs, None)
-    return Flow(root, builder.steps, root.output)
+    args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
+    return Flow(builder.steps, builder.visit(path, module, args, kwargs, None))
 
 
 class _Builder:
@@ -143,8 +140,8 @@ class _Builder:
         kwargs: Mapping[str, Any],
         parent: Scope | None,
     ) -> Scope:
-        symbolic = map_aggregate((args, dict(kwargs)), _symbol)  # type: ignore[arg-type]
-        found = trace(module, *symbolic)  # type: ignore[misc]
+        symbolic = map_aggregate((args, dict(kwargs)), _symbol)
+        found = trace(module, *symbolic)
         scope = Scope(path, module, found, args, kwargs, parent)
         given = steps_in((args, dict(kwargs)))
         scope.values.update(zip(found.placeholders, given, strict=True))
@@ -156,17 +153,18 @@ class _Builder:
     def _evaluate(self, scope: Scope, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return scope.trace.constants[str(node.target)]
-        args, kwargs = map_aggregate(  # type: ignore[misc]
-            (tuple(node.args), dict(node.kwargs)),  # type: ignore[arg-type]
+        args, kwargs = map_aggregate(
+            (tuple(node.args), dict(node.kwargs)),
             lambda leaf: scope.values[leaf] if isinstance(leaf, fx.Node) else leaf,
         )
         if node.op == "output":
-            scope.output = args[0]
-            return args[0]
+            (scope.output,) = args
+            return scope.output
         if node.op == "call_module":
             return self._call(scope, str(node.target), args, kwargs)
         if _picks_known_item(node, args):
-            return args[0][args[1]]
+            items: Any = args[0]
+            return items[args[1]]
         if not any(steps_in((args, kwargs))):
             return call(node.target, args, kwargs)
         return self._step(node.target, args, kwargs, scope.path, scope)
@@ -176,15 +174,42 @@ class _Builder:
     ) -> Any:
         module = scope.module.get_submodule(name)
         path = join(scope.path, name)
-        is_leaf = not any(module.children()) and (has_rule(module) or _is_from_torch(module))
-        if not is_leaf and not has_hooks(module) and not _is_from_torch(module):
-            before = len(self.steps)
-            try:
-                return self.enter(path, module, args, kwargs, scope).output
-            except Exception:  # noqa: BLE001 # the module's own code, which met a symbol
-                del self.steps[before:]
+        if has_hooks(module):
+            return self._opaque(module, args, kwargs, path, scope, "It has hooks.")
+        return self.visit(path, module, args, kwargs, scope)
+
+    def visit(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        parent: Scope | None,
+    ) -> Any:
+        """Write down one call of a module, and return what it gives."""
+        if _is_from_torch(module) or (has_rule(module) and not any(module.children())):
+            return self._step(module, args, kwargs, path, parent)
+        before = len(self.steps)
+        try:
+            return self.enter(path, module, args, kwargs, parent).output
+        except Exception as error:  # noqa: BLE001 # the module's own code, which met a symbol
+            del self.steps[before:]
+            if has_rule(module):
+                return self._step(module, args, kwargs, path, parent)
+            problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            return self._opaque(module, args, kwargs, path, parent, problem)
+
+    def _opaque(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        path: str,
+        scope: Scope | None,
+        problem: str,
+    ) -> Step:
         step = self._step(module, args, kwargs, path, scope)
-        step.is_opaque = has_hooks(module) or not (is_leaf or has_rule(module))
+        step.is_opaque, step.problem = True, problem
         return step
 
     def _step(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repblocks.folding.flow import Scope, Step, join
 
@@ -27,7 +29,7 @@ class Edit:
     layer: nn.Module | None
 
 
-def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> fx.GraphModule:
+def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> nn.Module:
     """Return the module of a scope as a graph with some values given otherwise.
 
     Submodules, parameters, buffers and plain attributes are kept, but for submodules that are no
@@ -39,7 +41,7 @@ def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> fx.GraphMo
         gone: Steps that need not run if nothing reads them.
     """
     module, graph = scope.module, scope.trace.graph
-    added = {}
+    added: dict[str, nn.Module] = {}
     for edit in edits:
         new = edit.source or _operand(scope, edit.result)
         if edit.layer is not None:
@@ -132,31 +134,37 @@ def _default(argument: Any) -> Any:
     return inspect.Signature.empty if holds_activation else argument
 
 
-def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]) -> fx.GraphModule:
-    module = scope.module
+def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]) -> nn.Module:
+    module, graph = scope.module, scope.trace.graph
+    chain = _chain(scope, added)
+    if chain is not None:
+        return nn.Sequential(chain).eval()
     root: dict[str, Any] = dict(added)
-    for node in scope.trace.graph.nodes:
-        if node.op == "call_module" and node.target not in added:
-            root[str(node.target)] = module.get_submodule(str(node.target))
-        if node.op == "get_attr":
-            root[str(node.target)] = scope.trace.constants[str(node.target)]
-    result = fx.GraphModule(root, scope.trace.graph, class_name=type(module).__name__)
-    constants = {n: t for n, t in scope.trace.constants.items() if n.startswith("_constant_")}
-    tables = (result._parameters, result._buffers, result._modules)
-    for table in tables:
-        table.clear()  # type: ignore[attr-defined]
-    for table, own in zip(
-        tables, (module._parameters, module._buffers, module._modules), strict=True
-    ):
-        table.update(own)  # type: ignore[attr-defined]
-    result._modules.update(added)
-    for name, tensor in constants.items():
-        if name in vars(result):
-            delattr(result, name)
-        result.register_buffer(name, tensor.detach() if isinstance(tensor, Tensor) else tensor)
+    calls = [str(n.target) for n in graph.nodes if n.op == "call_module" and n.target not in added]
+    root.update({name: module.get_submodule(name) for name in calls})
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
+    root.update({name: scope.trace.constants[name] for name in read})
+    graph._tracer_cls = fx.Tracer  # unpickling traces the generated code again
+    result = fx.GraphModule(root, graph, class_name=f"Folded{type(module).__name__}")
+    # The hierarchy is that of the module, not only what the graph names.
+    result._modules.clear()
+    result._modules.update({**module._modules, **added})
     for name in removed:
         result.delete_submodule(name)
     for name, value in vars(module).items():
         if name not in vars(result):
             object.__setattr__(result, name, value)
     return result.eval()
+
+
+def _chain(scope: Scope, added: Mapping[str, nn.Module]) -> OrderedDict[str, nn.Module] | None:
+    """Return the submodules that a graph calls one after the other, if it does nothing else."""
+    *nodes, output = scope.trace.graph.nodes
+    found: OrderedDict[str, nn.Module] = OrderedDict()
+    for before, node in pairwise(nodes):
+        name = str(node.target)
+        if node.op != "call_module" or node.args != (before,) or node.kwargs or "." in name:
+            return None
+        found[name] = added[name] if name in added else scope.module.get_submodule(name)
+    is_chain = len(found) == len(nodes) - 1 and output.args == (nodes[-1],)
+    return found if is_chain and nodes[0].op == "placeholder" else None

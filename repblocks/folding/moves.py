@@ -21,10 +21,19 @@ from repblocks.folding.flow import Step, call, steps_in
 from repblocks.folding.operation import Kind, Located, Operation, bind
 from repblocks.folding.operations import identity, operation, sum_of_activations
 
-VIEWS = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "transpose", "permute")
+VIEWS: tuple[str, ...] = (
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "transpose",
+    "permute",
+)
 VIEWS += ("contiguous", "reshape_as", "view_as", "swapaxes", "movedim")
-_VIEWS = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in dir(torch))}
-_SPLITS = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
+_VIEWS: set[Any] = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in dir(torch))}
+_SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
 _SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 _STACKS = {torch.stack}
 
@@ -107,9 +116,9 @@ def _along(numbers: Tensor, shape: Sequence[int], axis: int) -> Tensor:
 
 def _redo(step: Step, tensor: Tensor) -> Tensor:
     """Run a view on other values, with the sizes that it had in the example."""
-    _, *args = map_aggregate(step.args, _example)  # type: ignore[arg-type,misc]
-    kwargs = map_aggregate(dict(step.kwargs), _example)  # type: ignore[arg-type]
-    result: Tensor = call(step.target, (tensor, *args), kwargs)  # type: ignore[arg-type]
+    _, *args = map_aggregate(step.args, _example)
+    kwargs = map_aggregate(dict(step.kwargs), _example)
+    result: Tensor = call(step.target, (tensor, *args), kwargs)
     return result
 
 
@@ -173,7 +182,7 @@ def _part_of_split(split: Step, item: int) -> Operation:
     source = split.args[0]
     if not isinstance(source, Step) or source.shape is None or len(source.shape) < 2:
         raise NotFoldable("A split of an unknown shape.")
-    parts: Sequence[Tensor] = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))  # type: ignore[assignment]
+    parts: Sequence[Tensor] = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))
     part = parts[item]
     order = part.movedim(1, 0).flatten(1)[:, 0] if part.ndim > 1 and part.numel() else part
     is_whole = part.shape[:1] == source.shape[:1] and part.shape[2:] == source.shape[2:]

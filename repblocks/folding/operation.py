@@ -47,6 +47,7 @@ class Operation:
             around it is folded.
         macs: Multiply-adds of the step on the example, as the report counts them.
         through: Steps between the operands and this one that are looked through.
+        join: "concat" or "sum" if that is all it does to its operands, each used once.
     """
 
     operands: tuple[Step, ...]
@@ -54,6 +55,7 @@ class Operation:
     kind: Kind
     macs: int = 0
     through: tuple[Step, ...] = ()
+    join: str = ""
 
 
 def bind(step: Step, *names: str, **defaults: Any) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ def describe(step: Step) -> Operation:
         NotFoldable: if it is not affine in what it reads, or not in a way that is known.
     """
     if step.is_opaque:
-        raise NotFoldable("It could not be traced, or has hooks.")
+        raise NotFoldable(step.problem)
     module = step.module
     if module is not None:
         return _module(step, module)
@@ -78,10 +78,11 @@ def _module(step: Step, module: nn.Module) -> Operation:
 
     kind, macs = Kind.OTHER, 0
     if isinstance(module, Conv | nn.Linear):
-        kind, macs = Kind.WEIGHT, numel(step.shape) * module.weight[0].numel()
+        size = numel(step.shape) or module.weight.shape[0]
+        kind, macs = Kind.WEIGHT, size * module.weight[0].numel()
     elif is_batch_norm(module):
         apply_rule(module, AffineMap.identity(module.num_features))  # raises without statistics
-        kind, macs = Kind.NORM, numel(step.shape)
+        kind, macs = Kind.NORM, numel(step.shape) or module.num_features
     elif isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         kind = Kind.MOVE
     return Operation((operand,), apply, kind, macs)
@@ -179,10 +180,11 @@ def _batch_norm(step: Step) -> Operation:
 
     factor = vector(given["weight"], 1.0) / (var.to(like()) + given["eps"]).sqrt()
     shift = vector(given["bias"], 0.0) - factor * mean.to(like())
-    return unary(given["input"], Kind.NORM, _channelwise(factor, shift), 1, numel(step.shape))
+    return unary(given["input"], Kind.NORM, channelwise(factor, shift), 1, numel(step.shape))
 
 
-def _channelwise(factor: Tensor, shift: Tensor) -> AffineMap:
+def channelwise(factor: Tensor, shift: Tensor) -> AffineMap:
+    """Return the map that scales and shifts each channel, by ``(C,)`` each."""
     value = scale(factor)
     return AffineMap(value.in_channels, value.index, value.weight, Lazy(lambda: shift))
 
@@ -236,7 +238,9 @@ def sum_of_activations(
             raise NotFoldable("The terms have their channels on different axes.")
         return Located(add(*(scaled(values[t].map, factor) for t, factor in terms)), axis)
 
-    return Operation(tuple(dict.fromkeys(steps)), apply, Kind.OTHER, through=through)
+    operands = tuple(dict.fromkeys(steps))
+    join = "sum" if len(operands) == len(steps) else ""
+    return Operation(operands, apply, Kind.OTHER, through=through, join=join)
 
 
 def scaled(value: AffineMap, factor: float) -> AffineMap:
@@ -283,7 +287,7 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
     def apply(values: Mapping[Step, Located]) -> Located:
         value = values[operand]
         scales, moves = (_per_channel(t, shape, value.axis) for t in (factors, shifts))
-        own = scale(scales) if not moves.any() else _channelwise(scales, moves)
+        own = scale(scales) if not moves.any() else channelwise(scales, moves)
         return Located(compose(own, value.map), value.axis)
 
     is_scale = bool((factors != 1).any())
@@ -314,7 +318,9 @@ def _concatenate(step: Step) -> Operation:
             raise NotFoldable("A concatenation along another axis than the channels.")
         return Located(concat(*(values[tensor].map for tensor in tensors)), axis)
 
-    return Operation(tuple(dict.fromkeys(tensors)), apply, Kind.OTHER)
+    operands = tuple(dict.fromkeys(tensors))
+    join = "concat" if len(operands) == len(tensors) and axis == 1 else ""
+    return Operation(operands, apply, Kind.OTHER, join=join)
 
 
 @operation(functional.pad)

@@ -1,9 +1,10 @@
 """Choose what is computed at once: the cheapest way to give every value that is needed.
 
 A plan says which affine steps are materialised, and from which source each one is. Its cost counts
-multiply-adds first, then values written. Where every value inside a region has one reader, the
-cheapest plan is found by a recursion; values with several readers (and what only leads to them) are
-enumerated: each may be materialised once for all, or computed anew for each reader.
+multiply-adds first, then values written and weights read; it may not have more layers than the
+program. Where every value inside a region has one reader, the cheapest plan is found by a
+recursion; values with several readers (and what only leads to them) are enumerated: each may be
+materialised once for all, or computed anew for each reader.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from repblocks.folding.flow import Step
+from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind, numel
 from repblocks.folding.region import Candidate, Region
 
@@ -83,6 +85,7 @@ class _Component:
         self._targets = [step for step in steps if step in region.required]
         self._free = [step for step in steps if step not in region.required]
         self._ways = {step: list(ways(region, step)) for step in steps}
+        self._layers = sum(region.operations[step].kind is Kind.WEIGHT for step in steps)
 
     def solve(self, result: Plan) -> dict[Step, Candidate]:
         if not self._targets:
@@ -95,7 +98,9 @@ class _Component:
         for absent in choices:
             kept = [s for s in self._free if self._is_shared(s, absent) and s not in absent]
             found = _Choice(self._ways, absent).solve([*self._targets, *kept])
-            if found is not None and (best is None or found[0] < best[0]):
+            if found is None or found[0][2] > self._layers:
+                continue
+            if best is None or found[0] < best[0]:
                 best = found
         used = best[1] if best else {}
         return {step: way.candidate for step, way in used.items() if way.candidate is not None}
@@ -169,19 +174,25 @@ class _Choice:
 def ways(region: Region, step: Step) -> Iterable[Way]:
     """Return the ways to compute a step; as it is written comes first, so that it wins a tie."""
     operation = region.operations[step]
-    written = 0 if operation.kind is Kind.MOVE else numel(step.shape)
+    size = numel(step.shape)
+    moved = 0 if operation.kind is Kind.MOVE else size
     layers = int(operation.kind is Kind.WEIGHT)
-    yield Way(step, operation.operands, (operation.macs, written, layers))
+    if layers:
+        moved += sum(w.numel() for w in weights_of(step) if w.ndim > 1)
+    yield Way(step, operation.operands, (operation.macs, moved, layers))
     for candidate in region.candidates[step]:
-        if candidate.has_weight and len(candidate.interior) > 1 and is_layer(step, candidate):
-            size = numel(step.shape)
-            cost = (size * candidate.width, size, 1)
+        if candidate.layers and len(candidate.interior) > 1 and is_layer(step, candidate):
+            size = numel(step.shape) or candidate.value.map.out_channels
+            weights = candidate.value.map.out_channels * candidate.width
+            cost = (size * candidate.width, size + weights, 1)
             yield Way(step, (candidate.source,), cost, candidate)
 
 
 def is_layer(step: Step, candidate: Candidate) -> bool:
     """Tell whether one convolution or linear layer can give what a candidate gives."""
     axes, shape = candidate.value.map.axes, candidate.source.shape
+    if shape is None and candidate.layers > 1 and any(axis.stride > 1 for axis in axes):
+        return False  # where there is no example, nobody knows which of the two sizes counts
     if axes:
         return candidate.start == 1 == candidate.value.axis
     last = -1 if shape is None else len(shape) - 1

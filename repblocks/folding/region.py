@@ -12,8 +12,9 @@ from torch import nn
 
 from repblocks.algebra.affine import AffineMap
 from repblocks.errors import NotFoldable
+from repblocks.folding import moves  # noqa: F401 # fills the table of operations
 from repblocks.folding.flow import Flow, Step, steps_in
-from repblocks.folding.operation import Kind, Located, Operation, numel
+from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import describe
 
 _SIZES = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "ndimension", "is_cuda"}
@@ -33,14 +34,14 @@ class Candidate:
         start: The axis of the source that holds the channels.
         value: The step as a map of the source.
         interior: The steps that are then computed by it, the step itself among them.
-        has_weight: Whether a convolution or linear layer is among them.
+        layers: How many convolutions and linear layers are among them.
     """
 
     source: Step
     start: int
     value: Located
     interior: frozenset[Step]
-    has_weight: bool
+    layers: int
 
     @cached_property
     def width(self) -> int:
@@ -118,7 +119,7 @@ class Region:
     ) -> dict[Key, Candidate]:
         found = {
             (operand, axis): Candidate(
-                operand, axis, Located(AffineMap.identity(channels), axis), frozenset(), False
+                operand, axis, Located(AffineMap.identity(channels), axis), frozenset(), 0
             )
             for axis, channels in _channels(operand, reader)
         }
@@ -138,13 +139,9 @@ class Region:
                 reasons.append(error.reason)
             return None
         first = next(iter(parts.values()))
-        return Candidate(
-            first.source,
-            first.start,
-            value,
-            frozenset({step}.union(*(part.interior for part in parts.values()))),
-            operation.kind is Kind.WEIGHT or any(part.has_weight for part in parts.values()),
-        )
+        interior = frozenset({step}.union(*(part.interior for part in parts.values())))
+        layers = sum(self.operations[s].kind is Kind.WEIGHT for s in interior)
+        return Candidate(first.source, first.start, value, interior, layers)
 
 
 def _channels(operand: Step, reader: Step) -> list[tuple[int, int]]:
@@ -188,10 +185,3 @@ def _values_read(step: Step) -> list[Step]:
     if name in _READ_SHAPE_OF_OTHER:
         return step.operands[:1]
     return step.operands
-
-
-def size_of(step: Step, candidate: Candidate | None = None) -> int:
-    """Return the number of output values; without an example those of one position."""
-    if step.shape is not None or candidate is None:
-        return numel(step.shape)
-    return candidate.value.map.out_channels

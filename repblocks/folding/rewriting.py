@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from repblocks.errors import NotFoldable
-from repblocks.folding.flow import Flow, Scope, Step
+from repblocks.folding.flow import Scope, Step
 from repblocks.folding.graphs import Edit, as_graph
 from repblocks.folding.layers import layer
 from repblocks.folding.planning import Plan
-from repblocks.folding.region import Candidate, Region
+from repblocks.folding.region import Candidate
 from repblocks.folding.sites import Site, Sites
 
 
@@ -26,17 +25,8 @@ class Placed:
     site: Site
 
 
-def place(
-    flow: Flow,
-    region: Region,
-    plan: Plan,
-    calls: Counter[int],
-    foreign: set[int],
-    *,
-    is_model: bool,
-) -> tuple[list[Placed], dict[Step, str]]:
+def place(sites: Sites, plan: Plan) -> tuple[list[Placed], dict[Step, str]]:
     """Find the places of a plan's layers; what has none is returned with the reason."""
-    sites = Sites(flow, region, calls, foreign, is_model=is_model)
     placed: list[Placed] = []
     refused: dict[Step, str] = {}
     for step, candidate in plan.chosen.items():
@@ -47,8 +37,14 @@ def place(
     return placed, refused
 
 
-def rewrite(model: nn.Module, placed: Sequence[Placed]) -> nn.Module:
-    """Put all layers in place; the model is changed, and returned unless it is a layer now."""
+def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Step]) -> nn.Module:
+    """Put all layers in place; the model is changed, and returned unless it is a layer now.
+
+    Args:
+        model: The model that was traced.
+        placed: The layers with their places.
+        emptied: More steps that become the identity.
+    """
     gone = {step for one in placed for step in one.candidate.interior}
     edits: dict[Scope, list[Edit]] = {}
     for one in placed:
@@ -59,6 +55,8 @@ def rewrite(model: nn.Module, placed: Sequence[Placed]) -> nn.Module:
             edits.setdefault(site.scope, []).append(Edit(site.result, site.source, new))
         for step in site.emptied:
             model = _empty(model, step, edits)
+    for step in emptied:
+        model = _empty(model, step, edits)
     for scope in sorted(edits, key=lambda scope: -scope.path.count(".") - bool(scope.path)):
         model = put(model, scope.path, as_graph(scope, edits[scope], gone))
     return model

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from repblocks.algebra.kernel import Conv
 from repblocks.errors import NotFoldable
-from repblocks.folding.flow import Flow, Scope, Step
+from repblocks.folding.flow import Flow, Scope, Step, has_hooks
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Candidate, Region
 
@@ -44,17 +44,12 @@ class Sites:
         region: Its affine part.
         calls: How often each module is called in the whole model, by identity.
         foreign: Identities of tensors that are read by others than their module.
-        is_model: Whether the root of the flow is the model, and not below an opaque module.
     """
 
-    def __init__(
-        self, flow: Flow, region: Region, calls: Counter[int], foreign: set[int], *, is_model: bool
-    ) -> None:
+    def __init__(self, flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> None:
         self._region = region
         self._calls = calls
         self._foreign = foreign
-        self._root = flow.root
-        self._is_model = is_model
         self._mutators = [step for step in flow.steps if step.mutates]
 
     def find(self, step: Step, candidate: Candidate) -> Site:
@@ -73,14 +68,15 @@ class Sites:
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
         tensors = [*module.parameters(), *module.buffers()]
-        return self._calls[id(module)] == 1 and not any(id(t) in self._foreign for t in tensors)
+        is_read = any(id(tensor) in self._foreign for tensor in tensors)
+        return self._calls[id(module)] == 1 and not is_read and not has_hooks(module)
 
     def _slot(self, interior: Sequence[Step], candidate: Candidate) -> Site | None:
         """Put the layer in the place of one in a chain, and empty the others."""
         if not self._is_chain(interior, candidate.source):
             return None
         layers = [s for s in interior if isinstance(s.module, Conv | nn.Linear)]
-        if not layers or not all(self._gives_way(s) for s in interior):
+        if not layers or not all(self.gives_way(s) for s in interior):
             return None
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
         if not self._reads_before_change(candidate.source, slot):
@@ -99,11 +95,16 @@ class Sites:
             before = step
         return True
 
-    def _gives_way(self, step: Step) -> bool:
-        if self._region.operations[step].kind is Kind.MOVE or step.scope is None:
-            return True
+    def gives_way(self, step: Step) -> bool:
+        """Tell whether a step may become the identity, or stays where it is."""
+        return self._region.operations[step].kind is Kind.MOVE or self.empties(step)
+
+    def empties(self, step: Step) -> bool:
+        """Tell whether a module, or a function in the code of one, may become the identity."""
         if step.module is not None:
             return self.replaceable(step.module)
+        if step.scope is None or has_hooks(step.scope.module):
+            return step.scope is None
         return self._calls[id(step.scope.module)] == 1 and _is_callable_as_graph(step.scope)
 
     def _is_emptied(self, step: Step) -> bool:
@@ -112,8 +113,8 @@ class Sites:
     def _whole_module(self, step: Step, candidate: Candidate) -> Site | None:
         """Put the layer in the place of the smallest module that computes just this."""
         for scope in _enclosing(step):
-            is_root = scope.parent is None
-            if scope.output is not step or (is_root and not self._is_model):
+            is_below_opaque = scope.parent is None and bool(scope.path)
+            if scope.output is not step or is_below_opaque:
                 return None
             holds_all = all(_is_within(s, scope) for s in candidate.interior)
             if not holds_all:
@@ -139,7 +140,7 @@ class Sites:
             before = operation.operands[0]
             is_link = len(operation.operands) == 1 and before in candidate.interior
             is_alone = len(set(self._region.readers[before])) == 1
-            if not (is_link and is_alone and self._gives_way(step)):
+            if not (is_link and is_alone and self.gives_way(step)):
                 raise NotFoldable("No one module sees both what is read and what is given.")
             if self._is_emptied(step):
                 emptied.append(step)
@@ -154,8 +155,8 @@ class Sites:
         step: Step,
         emptied: Sequence[Step],
     ) -> Site:
-        if self._calls[id(scope.module)] != 1:
-            raise NotFoldable("It stands in a module that is called more than once.")
+        if self._calls[id(scope.module)] != 1 or has_hooks(scope.module):
+            raise NotFoldable("It stands in a module that has hooks, or is called more than once.")
         if not _is_callable_as_graph(scope):
             raise NotFoldable("It stands in a module that is called with other than activations.")
         if not self._reads_before_change(candidate.source, step):
@@ -203,11 +204,14 @@ def _is_callable_as_graph(scope: Scope) -> bool:
     return all(map(is_simple, (*scope.args, *scope.kwargs.values())))
 
 
-def count_calls(flows: Iterable[Flow]) -> Counter[int]:
-    """Count how often each module is called, leaf or not."""
+def calls_and_foreign(flows: Iterable[Flow]) -> tuple[Counter[int], set[int]]:
+    """Count the calls of each module, leaf or not, and find the tensors read by others."""
     calls: Counter[int] = Counter()
+    foreign: set[int] = set()
     for flow in flows:
-        scopes = {scope for step in flow.steps for scope in _enclosing(step)} | {flow.root}
+        scopes = dict.fromkeys(scope for step in flow.steps for scope in _enclosing(step))
         calls.update(id(scope.module) for scope in scopes)
         calls.update(id(step.module) for step in flow.steps if step.module is not None)
-    return calls
+        for scope in scopes:
+            foreign |= scope.trace.foreign
+    return calls, foreign

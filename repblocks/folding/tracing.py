@@ -85,7 +85,7 @@ class _Tracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[[], Any], list[Any]]:
         del root_fn, is_module, concrete_args
-        args, kwargs = map_aggregate(self._call, self._symbol)  # type: ignore[arg-type,misc]
+        args, kwargs = map_aggregate(self._call, self._symbol)
         # The bound method, so that a forward that was set on the instance is the one traced.
         return lambda: self.root.forward(*args, **kwargs), []
 
@@ -158,7 +158,7 @@ def _restored(module: nn.Module) -> Iterator[None]:
 
 
 def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(t, dict(t)) for t in (module._parameters, module._buffers, module._modules)]  # type: ignore[list-item]
+    return [(t, dict(t)) for t in (module._parameters, module._buffers, module._modules)]
 
 
 @contextmanager

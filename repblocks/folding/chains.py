@@ -1,0 +1,73 @@
+"""Find the convolutions of any model, with the normalisation and the activation that follow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from repblocks.algebra.kernel import Conv
+from repblocks.algebra.normalization import is_batch_norm
+from repblocks.folding.flow import Step
+from repblocks.folding.fold import flows_of
+from repblocks.folding.region import Region
+from repblocks.folding.sites import Sites, calls_and_foreign
+
+
+@dataclass(frozen=True)
+class ConvChain:
+    """A convolution that is called once, and what alone reads it.
+
+    Args:
+        conv: Name of the convolution in its model.
+        norm: Name of the BatchNorm that alone reads it, if one does.
+        activation: Name of the module without parameters that alone reads those, if one does.
+    """
+
+    conv: str
+    norm: str | None = None
+    activation: str | None = None
+
+
+def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
+    """Return the convolutions of a model that may be replaced, in the order of the program.
+
+    Args:
+        model: Any module, in any mode; it is not changed.
+        example_input: A tensor, or a tuple of the model's positional arguments.
+    """
+    twin = copy.deepcopy(model)
+    twin.eval()
+    flows = flows_of(twin, example_input)
+    calls, foreign = calls_and_foreign(flows)
+    found: list[ConvChain] = []
+    for flow in flows:
+        region = Region.of(flow)
+        sites = Sites(flow, region, calls, foreign)
+        convs = [step for step in flow.steps if isinstance(step.module, Conv)]
+        found += [_chain(step, region, sites) for step in convs if sites.empties(step)]
+    return found
+
+
+def _chain(conv: Step, region: Region, sites: Sites) -> ConvChain:
+    norm = next(_only_reader(conv, region, sites), None)
+    if norm is not None and norm.module is not None and is_batch_norm(norm.module):
+        activation = next(_only_reader(norm, region, sites), None)
+        return ConvChain(conv.path, norm.path, _path(activation))
+    return ConvChain(conv.path, None, _path(norm))
+
+
+def _path(step: Step | None) -> str | None:
+    """Return the name of an activation: a module that has no parameters and is not affine."""
+    if step is None or step.module is None or any(step.module.parameters()):
+        return None
+    return step.path
+
+
+def _only_reader(step: Step, region: Region, sites: Sites) -> Iterator[Step]:
+    readers = list(dict.fromkeys(region.readers[step]))
+    if len(readers) == 1 and readers[0].module is not None and sites.replaceable(readers[0].module):
+        yield readers[0]

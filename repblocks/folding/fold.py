@@ -1,0 +1,201 @@
+"""Fold any model: every affine region becomes one layer, where that costs less.
+
+The model is run once on an example and traced; each affine region of the program is a map of its
+source; a plan chooses which values are computed at once; layers take the place of what they
+compute; the result is compared with a float64 run of the original.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from repblocks.folding.example import Call, run_example
+from repblocks.folding.flow import Flow, Step, flatten
+from repblocks.folding.fold_report import FoldedRegion, FoldReport
+from repblocks.folding.leftovers import leftovers
+from repblocks.folding.operation import numel
+from repblocks.folding.planning import Plan, plan
+from repblocks.folding.pushing import Push, push, undo
+from repblocks.folding.region import Region
+from repblocks.folding.rewriting import Placed, place, rewrite
+from repblocks.folding.sites import Sites, calls_and_foreign
+from repblocks.folding.tracing import Activation
+from repblocks.folding.verification import verify as verify_fold
+
+
+def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) -> nn.Module:
+    """Return a model that computes the same in evaluation mode, with fewer and cheaper layers.
+
+    Args:
+        model: Any module, in any mode; it is not changed.
+        example_input: A tensor, or a tuple of the model's positional arguments. Without it only
+            what needs no shape is folded, and nothing is verified.
+        verify: Compare the result with a float64 run of the original.
+
+    Returns:
+        A new model in evaluation mode, with the hierarchy and the names of the original wherever
+        nothing was folded, and ordinary layers where something was. Its attribute ``fold_report``
+        is the :class:`~repblocks.folding.fold_report.FoldReport`.
+
+    Raises:
+        VerificationError: if the result is not the same function.
+    """
+    analysis = _Analysis.of(model, example_input)
+    placed = [one for part in analysis.parts for one in part.placed]
+    emptied = [one.step for part in analysis.parts for one in part.pushed]
+    folded = rewrite(analysis.model, placed, emptied)
+    report = replace(analysis.report, parameters_after=_parameters(folded))
+    if verify and example_input is not None:
+        report = replace(report, verification=verify_fold(model, folded, example_input))
+    folded.fold_report = report  # type: ignore[assignment] # no tensor and no module
+    return folded
+
+
+def explain(model: nn.Module, example_input: Any = None) -> FoldReport:
+    """Return what :func:`fold` would do, and why not more; nothing is folded."""
+    return _Analysis.of(model, example_input).report
+
+
+@dataclass(frozen=True, eq=False)
+class _Placing:
+    """One flow with its plan."""
+
+    flow: Flow
+    region: Region
+    plan: Plan
+    placed: list[Placed]
+    pushed: list[Push]
+    sites: Sites
+
+    @property
+    def folded(self) -> set[Step]:
+        """The steps that are computed at once."""
+        return {step for one in self.placed for step in one.candidate.interior}
+
+    def holds(self, one: Push) -> bool:
+        """Tell whether all that was pushed back is taken in by layers."""
+        return set(one.parts) <= self.folded and self.sites.empties(one.step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Analysis:
+    model: nn.Module
+    parts: list[_Placing]
+    report: FoldReport
+
+    @classmethod
+    def of(cls, model: nn.Module, example_input: Any) -> _Analysis:
+        twin = copy.deepcopy(model)
+        twin.eval()
+        flows = flows_of(twin, example_input)
+        calls, foreign = calls_and_foreign(flows)
+        parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
+        batch = _batch(example_input)
+        folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
+        macs = sum(o.macs for part in parts for o in part.region.operations.values()) // batch
+        count = _parameters(twin)
+        report = FoldReport(
+            tuple(folded),
+            tuple(leftovers(twin, [(part.flow, part.region, part.folded) for part in parts])),
+            macs,
+            macs - sum(one.macs_before - one.macs_after for one in folded),
+            count,
+            count + sum(one.parameters_after - one.parameters_before for one in folded),
+            tuple(step.path for part in parts for step in part.plan.heuristic),
+        )
+        return cls(twin, parts, report)
+
+
+def _batch(example_input: Any) -> int:
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim]
+    return max(1, sizes[0]) if sizes else 1
+
+
+def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
+    """Trace a model in evaluation mode, and below what cannot be traced what it calls."""
+    flows: list[Flow] = []
+    waiting: list[Call] = [Call("", model, _arguments(model, example_input), {})]
+    while waiting:
+        call = waiting.pop(0)
+        flow = flatten(call.path, call.module, call.args, call.kwargs)
+        if example_input is not None:
+            waiting += [c for c in run_example(flow) if any(c.module.children())]
+        flows.append(flow)
+    return flows
+
+
+def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
+    return tuple(Activation() for _ in required)
+
+
+def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Placing:
+    """Plan a flow; push back what is left over, and plan anew until nothing changes."""
+    region = Region.of(flow)
+    result = _settle(flow, region, calls, foreign, [])
+    tried: list[Push] = []
+    while True:
+        new = push(flow, region, result.folded | {one.step for one in tried})
+        if not new:
+            return result
+        tried += new
+        kept = [*result.pushed, *new]
+        result = _settle(flow, region, calls, foreign, kept)
+        lost = [one for one in kept if not result.holds(one)]
+        if lost:
+            undo(flow, region, lost)
+            result = _settle(flow, region, calls, foreign, [p for p in kept if p not in lost])
+
+
+def _settle(
+    flow: Flow, region: Region, calls: Counter[int], foreign: set[int], pushed: list[Push]
+) -> _Placing:
+    """Plan a region; where there is no place for a layer, plan anew without it."""
+    sites = Sites(flow, region, calls, foreign)
+    while True:
+        chosen = plan(region)
+        placed, refused = place(sites, chosen)
+        if not refused:
+            return _Placing(flow, region, chosen, placed, pushed, sites)
+        for step, reason in refused.items():
+            region.candidates[step].remove(chosen.chosen[step])
+            region.reasons.setdefault(step, []).append(reason)
+
+
+def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:
+    steps = sorted(one.candidate.interior, key=lambda step: step.number)
+    own = {id(w): w for s in steps if s.module is not None for w in s.module.parameters()}
+    names = dict.fromkeys(_name(step) for step in steps)
+    value = one.candidate.value.map
+    per_output = one.candidate.width
+    size = numel(one.step.shape) or value.out_channels
+    has_bias = value.bias is not None
+    return FoldedRegion(
+        one.site.path,
+        " + ".join(names),
+        tuple(dict.fromkeys(step.path for step in steps if step.module is not None)),
+        sum(region.operations[step].macs for step in steps) // batch,
+        size * per_output // batch,
+        sum(w.numel() for w in own.values()),
+        value.out_channels * (per_output + has_bias),
+    )
+
+
+def _name(step: Step) -> str:
+    if step.module is not None:
+        return type(step.module).__name__
+    return getattr(step.target, "__name__", str(step.target))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

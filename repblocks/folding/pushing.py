@@ -1,0 +1,131 @@
+"""Push a scale and shift of each channel back through a concatenation or a sum.
+
+``norm(cat(a, b))`` is ``cat(norm_a(a), norm_b(b))``, and of a sum each term takes the scale and the
+first one the shift. That is done only where every branch ends in a layer that takes it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.axis import Axis
+from repblocks.errors import NotFoldable
+from repblocks.folding.flow import Flow, Step
+from repblocks.folding.operation import Kind, Located, Operation, numel
+from repblocks.folding.operations import channelwise, identity, unary
+from repblocks.folding.region import Region
+
+PUSHED = "pushed back"
+
+
+@dataclass(frozen=True, eq=False)
+class Push:
+    """One scale and shift that was pushed back.
+
+    Args:
+        step: Where it stood; it is the identity now.
+        join: What it was pushed through.
+        parts: What stands in the branches instead.
+        before: The operations of ``step`` and ``join`` before.
+    """
+
+    step: Step
+    join: Step
+    parts: tuple[Step, ...]
+    before: Mapping[Step, Operation]
+
+
+def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
+    """Push back what was not folded and can be; the flow and the region are changed."""
+    found: list[Push] = []
+    for step, operation in list(region.operations.items()):
+        is_scale = operation.kind in (Kind.NORM, Kind.SCALE) and operation.macs > 0
+        join = operation.operands[0]
+        taken = any(join is other.join for other in found)
+        if is_scale and step not in folded and not taken and _is_pushable(join, step, region):
+            try:
+                found.append(_push(flow, region, step, join))
+            except NotFoldable:
+                continue
+    if found:
+        region.describe(flow, dict(region.operations))
+    return found
+
+
+def undo(flow: Flow, region: Region, pushes: Sequence[Push]) -> None:
+    """Take pushes back."""
+    operations = dict(region.operations)
+    for one in pushes:
+        operations.update(one.before)
+        for part in one.parts:
+            flow.steps.remove(part)
+            del operations[part]
+    region.describe(flow, {s: operations[s] for s in flow.steps if s in operations})
+
+
+def _is_pushable(join: Step, step: Step, region: Region) -> bool:
+    operation = region.operations.get(join)
+    return (
+        operation is not None
+        and operation.join != ""
+        and join not in region.required
+        and set(region.readers[join]) == {step}
+        and all(_takes_in(branch, join, region) for branch in operation.operands)
+    )
+
+
+def _takes_in(step: Step, reader: Step, region: Region) -> bool:
+    """Tell whether a branch ends in a layer whose output nothing else reads."""
+    operation = region.operations.get(step)
+    if operation is None or step in region.required or set(region.readers[step]) != {reader}:
+        return False
+    if operation.kind is Kind.WEIGHT:
+        return True
+    is_passed = operation.kind in (Kind.NORM, Kind.SCALE, Kind.MOVE) or operation.join != ""
+    return is_passed and all(_takes_in(other, step, region) for other in operation.operands)
+
+
+def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
+    of_step, of_join = region.operations[step], region.operations[join]
+    own = of_step.apply({join: Located(AffineMap.identity(_channels(join)), 1)}).map
+    order = torch.arange(own.out_channels).unsqueeze(1)
+    if not torch.equal(own.index, order) or any(axis != Axis() for axis in own.axes):
+        raise NotFoldable("It does more than scale and shift each channel.")
+    factor = torch.ones(len(order)).double() if own.weight is None else own.weight().flatten()
+    shift = torch.zeros_like(factor) if own.bias is None else own.bias()
+    parts: list[Step] = []
+    start = 0
+    for branch in of_join.operands:
+        stop = start + _channels(branch)
+        chosen = slice(start, stop) if of_join.join == "concat" else slice(None)
+        is_first = of_join.join == "concat" or not parts
+        moved = shift[chosen] if is_first else torch.zeros_like(shift)
+        macs = numel(branch.shape) if is_first else 0
+        part = Step(branch.number, PUSHED, (branch,), {}, branch.path, None, shape=branch.shape)
+        region.operations[part] = unary(
+            branch, Kind.NORM, channelwise(factor[chosen], moved), 1, macs
+        )
+        parts.append(part)
+        start = stop
+    pushed = dict(zip(of_join.operands, parts, strict=True))
+    before = {step: of_step, join: of_join}
+    region.operations[join] = replace(
+        of_join,
+        operands=tuple(parts),
+        apply=lambda values: of_join.apply({old: values[new] for old, new in pushed.items()}),
+    )
+    region.operations[step] = identity(join)
+    place = flow.steps.index(join)
+    flow.steps[place:place] = parts
+    region.operations = {s: region.operations[s] for s in flow.steps if s in region.operations}
+    return Push(step, join, tuple(parts), before)
+
+
+def _channels(step: Step) -> int:
+    if step.shape is None or len(step.shape) < 2:
+        raise NotFoldable("Its shape is not known.")
+    return step.shape[1]
