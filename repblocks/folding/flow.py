@@ -44,13 +44,22 @@ class Scope:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     output: Any = None
 
+    def node_of(self, step: Step, before: fx.Node | None = None) -> fx.Node | None:
+        """Return the first node that stands for a step, if there is one before another node."""
+        for node, value in self.values.items():
+            if node is before:
+                return None
+            if value is step and node.op != "output":
+                return node
+        return None
+
 
 @dataclass(eq=False)
 class Step:
     """One operation.
 
     Args:
-        number: Its place in the program.
+        number: Its place in the program, in the order of the steps.
         target: What is called: a module, a function, the name of a method, or a word for an input.
         args: Its arguments; activations are steps.
         kwargs: The same by name.
@@ -62,7 +71,7 @@ class Step:
         value: The example's output, while the example runs.
     """
 
-    number: int
+    number: float
     target: nn.Module | Callable[..., Any] | str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]

@@ -24,7 +24,7 @@ from repblocks.folding.planning import Plan, plan
 from repblocks.folding.pushing import Push, push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, rewrite
-from repblocks.folding.sites import Sites, calls_and_foreign
+from repblocks.folding.sites import Emptied, Sites, calls_and_foreign
 from repblocks.folding.tracing import Activation
 from repblocks.folding.verification import verify as verify_fold
 
@@ -48,7 +48,7 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     """
     analysis = _Analysis.of(model, example_input)
     placed = [one for part in analysis.parts for one in part.placed]
-    emptied = [one.step for part in analysis.parts for one in part.pushed]
+    emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
     folded = rewrite(analysis.model, placed, emptied)
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
@@ -58,8 +58,9 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
 
 
 def explain(model: nn.Module, example_input: Any = None) -> FoldReport:
-    """Return what :func:`fold` would do, and why not more; nothing is folded."""
-    return _Analysis.of(model, example_input).report
+    """Return what :func:`fold` would do, and why not more."""
+    report: FoldReport = fold(model, example_input, verify=False).fold_report  # type: ignore[assignment]
+    return report
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,12 +20,12 @@ class Edit:
 
     Args:
         result: The node whose value it is.
-        source: The node that is read instead of what ``result`` reads; None for the same.
+        source: The node that is read instead of what ``result`` reads.
         layer: What is called on it; None for nothing.
     """
 
     result: fx.Node
-    source: fx.Node | None
+    source: fx.Node
     layer: nn.Module | None
 
 
@@ -42,22 +42,21 @@ def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> nn.Module:
     """
     module, graph = scope.module, scope.trace.graph
     added: dict[str, nn.Module] = {}
+    given: dict[fx.Node, fx.Node] = {}
     for edit in edits:
-        new = edit.source or _operand(scope, edit.result)
+        new = edit.source
+        while new in given:
+            new = given[new]
         if edit.layer is not None:
             name = _free_name(module, edit.layer, added)
             added[name] = edit.layer
             with graph.inserting_before(edit.result):
                 new = graph.call_module(name, (new,))
         edit.result.replace_all_uses_with(new)
+        given[edit.result] = new
     removed = _remove_unread(scope, gone)
     _take_arguments(scope)
     return _module(scope, added, removed)
-
-
-def _operand(scope: Scope, node: fx.Node) -> fx.Node:
-    """Return the activation that a node reads."""
-    return next(n for n in node.all_input_nodes if isinstance(scope.values.get(n), Step))
 
 
 def _free_name(module: nn.Module, layer: nn.Module, taken: Mapping[str, Any]) -> str:

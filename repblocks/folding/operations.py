@@ -247,7 +247,7 @@ def scaled(value: AffineMap, factor: float) -> AffineMap:
     """Return the map times a number."""
     if factor == 1:
         return value
-    return compose(scale(torch.full((value.out_channels,), factor).to(like())), value)
+    return compose(scale(torch.full((value.out_channels,), factor, dtype=torch.float64)), value)
 
 
 @operation(operator.mul, operator.imul, torch.mul, "mul", "mul_")
@@ -266,7 +266,7 @@ def _divide(step: Step) -> Operation:
     first, second = given["input"], given["other"]
     if given["rounding_mode"] is not None or isinstance(second, Step):
         raise NotFoldable("A division that rounds, or by an activation.")
-    return _arithmetic(step, first, 1 / torch.as_tensor(second).to(like()), 0, 1)
+    return _arithmetic(step, first, 1 / _constant(second), 0, 1)
 
 
 @operation(operator.neg, torch.neg, "neg")
@@ -280,8 +280,7 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
         raise NotFoldable("Arithmetic that broadcasts, or whose shape is not known.")
     if any(steps_in((factor, shift, alpha))):
         raise NotFoldable("Arithmetic with a number that depends on an activation.")
-    factors = torch.as_tensor(factor).to(like())
-    shifts = torch.as_tensor(shift).to(like()) * alpha
+    factors, shifts = _constant(factor), _constant(shift) * alpha
     shape = operand.shape
 
     def apply(values: Mapping[Step, Located]) -> Located:
@@ -294,6 +293,13 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
     macs = numel(shape) if is_scale else 0
     is_nothing = not is_scale and not shifts.any()
     return Operation((operand,), apply, Kind.MOVE if is_nothing else Kind.SCALE, macs)
+
+
+def _constant(value: Any) -> Tensor:
+    """Return a number or tensor as it is, in float64."""
+    return (
+        value.to(like()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    )
 
 
 def _per_channel(constant: Tensor, shape: Sequence[int], axis: int) -> Tensor:

@@ -105,7 +105,8 @@ def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
         is_first = of_join.join == "concat" or not parts
         moved = shift[chosen] if is_first else torch.zeros_like(shift)
         macs = numel(branch.shape) if is_first else 0
-        part = Step(branch.number, PUSHED, (branch,), {}, branch.path, None, shape=branch.shape)
+        number = (branch.number + join.number) / 2
+        part = Step(number, PUSHED, (branch,), {}, branch.path, None, shape=branch.shape)
         region.operations[part] = unary(
             branch, Kind.NORM, channelwise(factor[chosen], moved), 1, macs
         )

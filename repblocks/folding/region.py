@@ -58,7 +58,7 @@ class Region:
     Args:
         operations: What each of them does, in the order of the program.
         readers: The steps that read the value of each step.
-        required: Those whose own value is needed: something reads it that is not affine.
+        required: Those whose own value is needed: nothing, or something not affine, reads it.
         candidates: The ways to compute each one at once.
         reasons: Why a step is not affine, or why it does not compose with what is before it.
     """
@@ -98,6 +98,8 @@ class Region:
                     self.required.add(read)
         self.required |= set(steps_in(flow.output))
         self.required &= set(self.operations)
+        # What nothing reads is run all the same.
+        self.required |= {step for step in self.operations if not self.readers[step]}
         self._find_candidates()
 
     def _find_candidates(self) -> None:

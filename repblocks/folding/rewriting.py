@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from repblocks.errors import NotFoldable
+from repblocks.errors import NotFoldable, RepblocksError
 from repblocks.folding.flow import Scope, Step
 from repblocks.folding.graphs import Edit, as_graph
 from repblocks.folding.layers import layer
 from repblocks.folding.planning import Plan
 from repblocks.folding.region import Candidate
-from repblocks.folding.sites import Site, Sites
+from repblocks.folding.sites import Emptied, Site, Sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ def place(sites: Sites, plan: Plan) -> tuple[list[Placed], dict[Step, str]]:
     return placed, refused
 
 
-def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Step]) -> nn.Module:
+def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Emptied]) -> nn.Module:
     """Put all layers in place; the model is changed, and returned unless it is a layer now.
 
     Args:
@@ -53,23 +53,25 @@ def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Step])
             model = put(model, site.path, new)
         elif isinstance(site.result, fx.Node) and isinstance(site.source, fx.Node):
             edits.setdefault(site.scope, []).append(Edit(site.result, site.source, new))
-        for step in site.emptied:
-            model = _empty(model, step, edits)
-    for step in emptied:
-        model = _empty(model, step, edits)
+        for empty in site.emptied:
+            model = _empty(model, empty, edits)
+    for empty in emptied:
+        model = _empty(model, empty, edits)
     for scope in sorted(edits, key=lambda scope: -scope.path.count(".") - bool(scope.path)):
         model = put(model, scope.path, as_graph(scope, edits[scope], gone))
     return model
 
 
-def _empty(model: nn.Module, step: Step, edits: dict[Scope, list[Edit]]) -> nn.Module:
+def _empty(model: nn.Module, one: Emptied, edits: dict[Scope, list[Edit]]) -> nn.Module:
     """Make a step the identity: a module in its place, a function in the graph it stands in."""
-    if step.module is not None:
-        return put(model, step.path, nn.Identity())
-    scope = step.scope
+    if one.step.module is not None:
+        return put(model, one.step.path, nn.Identity())
+    scope = one.step.scope
     if scope is not None:
-        node = next(n for n, value in scope.values.items() if value is step)
-        edits.setdefault(scope, []).append(Edit(node, None, None))
+        result, source = scope.node_of(one.step), scope.node_of(one.operand)
+        if result is None or source is None:
+            raise RepblocksError(f"{one.step.path} does not see what it reads.")
+        edits.setdefault(scope, []).append(Edit(result, source, None))
     return model
 
 

@@ -17,20 +17,32 @@ from repblocks.folding.region import Candidate, Region
 
 
 @dataclass(frozen=True, eq=False)
+class Emptied:
+    """A step that becomes the identity: a module, or a function in the code of a module.
+
+    Args:
+        step: The step.
+        operand: What it then gives back.
+    """
+
+    step: Step
+    operand: Step
+
+
+@dataclass(frozen=True, eq=False)
 class Site:
     """Where a candidate's layer is put.
 
     Args:
         path: The module that the layer takes the place of, or whose graph it is put into.
-        emptied: Steps that become the identity: modules, and functions in the code of a module,
-            which then becomes a graph.
+        emptied: Steps that become the identity.
         scope: Whose graph is edited; None if the layer takes a module's place.
         result: The node of that graph whose value the layer gives.
         source: The node of that graph that the layer reads.
     """
 
     path: str
-    emptied: tuple[Step, ...] = ()
+    emptied: tuple[Emptied, ...] = ()
     scope: Scope | None = None
     result: fx.Node | None = None
     source: fx.Node | None = None
@@ -81,7 +93,7 @@ class Sites:
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
         if not self._reads_before_change(candidate.source, slot):
             return None
-        emptied = [s for s in interior if s is not slot and self._is_emptied(s)]
+        emptied = [self._emptied(s) for s in interior if s is not slot and self._is_emptied(s)]
         return Site(slot.path, tuple(emptied))
 
     def _is_chain(self, interior: Sequence[Step], source: Step) -> bool:
@@ -107,6 +119,9 @@ class Sites:
             return step.scope is None
         return self._calls[id(step.scope.module)] == 1 and _is_callable_as_graph(step.scope)
 
+    def _emptied(self, step: Step) -> Emptied:
+        return Emptied(step, self._region.operations[step].operands[0])
+
     def _is_emptied(self, step: Step) -> bool:
         return step.scope is not None and self._region.operations[step].kind is not Kind.MOVE
 
@@ -129,11 +144,11 @@ class Sites:
 
     def _graph(self, step: Step, candidate: Candidate) -> Site:
         """Put the layer into the graph of the smallest module that sees source and result."""
-        emptied: list[Step] = []
+        emptied: list[Emptied] = []
         while True:
             for scope in _enclosing(step):
-                result = _first(scope, step)
-                source = _first(scope, candidate.source, before=result)
+                result = scope.node_of(step)
+                source = scope.node_of(candidate.source, before=result)
                 if result is not None and source is not None:
                     return self._checked(scope, result, source, candidate, step, emptied)
             operation = self._region.operations[step]
@@ -143,7 +158,7 @@ class Sites:
             if not (is_link and is_alone and self.gives_way(step)):
                 raise NotFoldable("No one module sees both what is read and what is given.")
             if self._is_emptied(step):
-                emptied.append(step)
+                emptied.append(self._emptied(step))
             step = before
 
     def _checked(
@@ -153,7 +168,7 @@ class Sites:
         source: fx.Node,
         candidate: Candidate,
         step: Step,
-        emptied: Sequence[Step],
+        emptied: Sequence[Emptied],
     ) -> Site:
         if self._calls[id(scope.module)] != 1 or has_hooks(scope.module):
             raise NotFoldable("It stands in a module that has hooks, or is called more than once.")
@@ -180,15 +195,6 @@ def _enclosing(step: Step) -> Iterator[Scope]:
 
 def _is_within(step: Step, scope: Scope) -> bool:
     return step.scope is None or scope in _enclosing(step)
-
-
-def _first(scope: Scope, step: Step, before: fx.Node | None = None) -> fx.Node | None:
-    for node, value in scope.values.items():
-        if node is before:
-            return None
-        if value is step and node.op != "output":
-            return node
-    return None
 
 
 def _is_callable_as_graph(scope: Scope) -> bool:
