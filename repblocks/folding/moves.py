@@ -38,7 +38,7 @@ _SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 _STACKS = {torch.stack}
 
 
-@operation("clone", torch.clone, "detach")
+@operation("clone", torch.clone, "contiguous", "detach")
 def _same(step: Step) -> Operation:
     return identity(step.args[0])
 
@@ -61,7 +61,7 @@ def _view(step: Step) -> Operation:
         axis = moves.get(value.axis)
         if axis is None:
             raise NotFoldable("A view that takes the channels apart.")
-        return Located(value.map, axis)
+        return Located(value.map, axis, is_viewed=True)
 
     return Operation((operand,), apply, Kind.MOVE)
 
@@ -103,7 +103,7 @@ def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
         value = values[start]
         if value.axis != 1:
             raise NotFoldable("A shuffle of channels on another axis.")
-        return Located(value.map.reordered(order), 1)
+        return value.having(value.map.reordered(order))
 
     return Operation((start,), apply, Kind.OTHER, through=tuple(chain[:-1]))
 
@@ -137,7 +137,7 @@ def _item(step: Step) -> Operation:
         return _part_of_split(source, item)
     if source.shape is None:
         raise NotFoldable("A slice of an unknown shape.")
-    items = item if isinstance(item, tuple) else (item,)
+    items: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
     if Ellipsis in items:
         place = items.index(Ellipsis)
         rest = (slice(None),) * (len(source.shape) - len(items) + 1)
@@ -173,7 +173,9 @@ def _selection(
         if value.axis != 1:
             raise NotFoldable("A slice along another axis than the channels.")
         result = value.map.reordered(order)
-        return Located(compose(zero_padding(len(order), axes), result) if is_spatial else result, 1)
+        return value.having(
+            compose(zero_padding(len(order), axes), result) if is_spatial else result
+        )
 
     return Operation((source,), apply, Kind.OTHER, through=through)
 
@@ -182,8 +184,7 @@ def _part_of_split(split: Step, item: int) -> Operation:
     source = split.args[0]
     if not isinstance(source, Step) or source.shape is None or len(source.shape) < 2:
         raise NotFoldable("A split of an unknown shape.")
-    parts: Sequence[Tensor] = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))
-    part = parts[item]
+    part = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))[item]
     order = part.movedim(1, 0).flatten(1)[:, 0] if part.ndim > 1 and part.numel() else part
     is_whole = part.shape[:1] == source.shape[:1] and part.shape[2:] == source.shape[2:]
     if part.ndim != len(source.shape) or not is_whole or not part.numel():

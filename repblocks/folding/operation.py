@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Any
 
 from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.serial import compose
+from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Step
 
 
@@ -19,10 +21,32 @@ class Located:
         map: What the step is of the source.
         axis: Which axis of the step's tensor holds the channels; the others, but for the first,
             are the spatial axes of the map.
+        is_viewed: Whether views have rearranged what is not channels; such a map is pointwise.
     """
 
     map: AffineMap
     axis: int
+    is_viewed: bool = False
+
+    def then(self, own: AffineMap, axis: int | None = None) -> Located:
+        """Return a map after this one, which expects the channels on an axis, if given.
+
+        Raises:
+            NotFoldable: if they lie on another one, or the composition is not exact.
+        """
+        if axis is not None and self.axis != axis:
+            raise NotFoldable("The channels lie on another axis.")
+        return self.having(compose(own, self.map))
+
+    def having(self, value: AffineMap) -> Located:
+        """Return another map of the same source with the same place of the channels.
+
+        Raises:
+            NotFoldable: if it has spatial axes where views have rearranged them.
+        """
+        if self.is_viewed and value.axes:
+            raise NotFoldable("A spatial kernel on what a view has rearranged.")
+        return Located(value, self.axis, self.is_viewed)
 
 
 class Kind(StrEnum):

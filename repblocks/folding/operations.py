@@ -74,7 +74,7 @@ def _module(step: Step, module: nn.Module) -> Operation:
         value = values[operand]
         if needed is not None and value.axis != needed:
             raise NotFoldable("The channels lie on another axis.")
-        return Located(apply_rule(module, value.map, like()), value.axis)
+        return value.having(apply_rule(module, value.map, like()))
 
     kind, macs = Kind.OTHER, 0
     if isinstance(module, Conv | nn.Linear):
@@ -103,10 +103,7 @@ def unary(operand: Any, kind: Kind, own: AffineMap, axis: int, macs: int) -> Ope
         raise NotFoldable("Its input is not an activation.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
-        value = values[operand]
-        if value.axis != axis:
-            raise NotFoldable("The channels lie on another axis.")
-        return Located(compose(own, value.map), axis)
+        return values[operand].then(own, axis)
 
     return Operation((operand,), apply, kind, macs)
 
@@ -233,14 +230,23 @@ def sum_of_activations(
         raise NotFoldable("The terms have different shapes, or their shapes are not known.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
-        axis = values[steps[0]].axis
-        if any(values[term].axis != axis for term in steps):
-            raise NotFoldable("The terms have their channels on different axes.")
-        return Located(add(*(scaled(values[t].map, factor) for t, factor in terms)), axis)
+        first = alike([values[term] for term in steps])
+        return first.having(add(*(scaled(values[t].map, factor) for t, factor in terms)))
 
     operands = tuple(dict.fromkeys(steps))
     join = "sum" if len(operands) == len(steps) else ""
     return Operation(operands, apply, Kind.OTHER, through=through, join=join)
+
+
+def alike(values: Sequence[Located]) -> Located:
+    """Return the first of several values, which all have their channels on one axis.
+
+    Raises:
+        NotFoldable: if they have not, or views have rearranged them.
+    """
+    if any(value.axis != values[0].axis or value.is_viewed for value in values):
+        raise NotFoldable("Branches whose channels or positions are arranged differently.")
+    return values[0]
 
 
 def scaled(value: AffineMap, factor: float) -> AffineMap:
@@ -287,7 +293,7 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
         value = values[operand]
         scales, moves = (_per_channel(t, shape, value.axis) for t in (factors, shifts))
         own = scale(scales) if not moves.any() else channelwise(scales, moves)
-        return Located(compose(own, value.map), value.axis)
+        return value.then(own)
 
     is_scale = bool((factors != 1).any())
     macs = numel(shape) if is_scale else 0
@@ -320,9 +326,10 @@ def _concatenate(step: Step) -> Operation:
     axis %= len(step.shape)
 
     def apply(values: Mapping[Step, Located]) -> Located:
-        if any(values[tensor].axis != axis for tensor in tensors):
+        first = alike([values[tensor] for tensor in tensors])
+        if first.axis != axis:
             raise NotFoldable("A concatenation along another axis than the channels.")
-        return Located(concat(*(values[tensor].map for tensor in tensors)), axis)
+        return first.having(concat(*(values[tensor].map for tensor in tensors)))
 
     operands = tuple(dict.fromkeys(tensors))
     join = "concat" if len(operands) == len(tensors) and axis == 1 else ""

@@ -71,11 +71,10 @@ class Sites:
             NotFoldable: if there is none.
         """
         interior = sorted(candidate.interior, key=lambda s: s.number)
-        return (
-            self._slot(interior, candidate)
-            or self._whole_module(step, candidate)
-            or self._graph(step, candidate)
-        )
+        slot = self._slot(interior, candidate)
+        if slot is None and candidate.value.is_viewed:
+            raise NotFoldable("Views inside it have to stay.")
+        return slot or self._whole_module(step, candidate) or self._graph(step, candidate)
 
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
@@ -87,7 +86,8 @@ class Sites:
         """Put the layer in the place of one in a chain, and empty the others."""
         if not self._is_chain(interior, candidate.source):
             return None
-        layers = [s for s in interior if isinstance(s.module, Conv | nn.Linear)]
+        kind: Any = Conv if candidate.value.map.axes else nn.Linear
+        layers = [s for s in interior if isinstance(s.module, kind)]
         if not layers or not all(self.gives_way(s) for s in interior):
             return None
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
