@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,21 @@ def _trace(tracer: _Tracer, module: nn.Module) -> Trace:
     return Trace(graph, tracer.placeholders, tracer.constants, tracer.foreign)
 
 
+class _Symbol(fx.Proxy):
+    """An activation; unlike torch.fx's own it tells ``x += y`` from ``x = x + y``."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return call
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
+    setattr(_Symbol, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     def __init__(
         self,
@@ -96,6 +112,9 @@ class _Tracer(fx.Tracer):
         self.placeholders.append(proxy.node)
         return proxy
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Symbol(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del m, module_qualified_name
         return True
@@ -117,7 +136,7 @@ class _Tracer(fx.Tracer):
             return attr_val
         if id(attr_val) not in self._own:
             self.foreign.add(id(attr_val))
-        return fx.Proxy(self.create_arg(attr_val), self) if self._symbolic else attr_val
+        return self.proxy(self.create_arg(attr_val)) if self._symbolic else attr_val
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
