@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from repblocks.blocks import RepBlock as RepBlock
     from repblocks.blocks import create_block as create_block
     from repblocks.deployment.load import load as load
+    from repblocks.folding.fold import explain as explain
+    from repblocks.folding.fold import fold as fold
     from repblocks.folding.switch import fold_blocks as fold_blocks
     from repblocks.folding.verification import verify as verify
 
@@ -20,6 +22,8 @@ _HOMES = {
     "ConvKernel": "repblocks.algebra",
     "RepBlock": "repblocks.blocks",
     "create_block": "repblocks.blocks",
+    "explain": "repblocks.folding.fold",
+    "fold": "repblocks.folding.fold",
     "fold_blocks": "repblocks.folding.switch",
     "load": "repblocks.deployment.load",
     "verify": "repblocks.folding.verification",

@@ -9,10 +9,11 @@ materialised once for all, or computed anew for each reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 
+from repblocks.errors import RepblocksError
 from repblocks.folding.flow import Step
 from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind, numel
@@ -22,17 +23,21 @@ from repblocks.folding.region import Candidate, Region
 LIMIT = 1 << 10
 
 Cost = tuple[int, int, int]
-_NEVER: Cost = (1 << 62, 0, 0)
+_NEVER: Cost = (1 << 62, 0, 1 << 62)
 
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """One way to compute a step: at once by a candidate, or as it is written."""
+    """One way to compute a step: at once by a candidate, or as it is written.
+
+    The steps ``inside`` are not materialised then.
+    """
 
     step: Step
     sources: tuple[Step, ...]
     cost: Cost
     candidate: Candidate | None = None
+    inside: frozenset[Step] = frozenset()
 
 
 @dataclass(eq=False)
@@ -52,10 +57,16 @@ class Plan:
 def plan(region: Region) -> Plan:
     """Return the cheapest plan of a region; the same one on every run."""
     result = Plan()
-    found: dict[Step, Candidate] = {}
-    for component in components(region):
-        found.update(_Component(region, component).solve(result))
-    result.chosen = {step: found[step] for step in region.operations if step in found}
+    used: dict[Step, Way] = {}
+    for steps in components(region):
+        known = {step: list(ways(region, step)) for step in steps}
+        found = Component(known, region.readers, region.required).solve()
+        used.update(found.ways)
+        result.heuristic += [steps[-1]] if found.is_heuristic else []
+    for step in region.operations:
+        candidate = used[step].candidate if step in used else None
+        if candidate is not None:
+            result.chosen[step] = candidate
     return result
 
 
@@ -79,31 +90,55 @@ def components(region: Region) -> list[list[Step]]:
     return list(groups.values())
 
 
-class _Component:
-    def __init__(self, region: Region, steps: Sequence[Step]) -> None:
-        self._region = region
-        self._targets = [step for step in steps if step in region.required]
-        self._free = [step for step in steps if step not in region.required]
-        self._ways = {step: list(ways(region, step)) for step in steps}
-        self._layers = sum(region.operations[step].kind is Kind.WEIGHT for step in steps)
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The cheapest ways of one component.
 
-    def solve(self, result: Plan) -> dict[Step, Candidate]:
-        if not self._targets:
-            return {}
+    Args:
+        cost: What they cost together.
+        ways: How each step that is materialised is computed.
+        is_heuristic: Whether there were too many choices to try all.
+    """
+
+    cost: Cost
+    ways: Mapping[Step, Way]
+    is_heuristic: bool = False
+
+
+class Component:
+    """Steps that are planned together.
+
+    Args:
+        known: The ways to compute each, in the order of the program; as it is written comes first.
+        readers: Who reads each.
+        required: Those that must be materialised.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[Step, Sequence[Way]],
+        readers: Mapping[Step, Sequence[Step]],
+        required: Set[Step],
+    ) -> None:
+        self._known = known
+        self._readers = readers
+        self._targets = [step for step in known if step in required]
+        self._free = [step for step in known if step not in required]
+        self._layers = sum(of_step[0].cost[2] for of_step in known.values())
+
+    def solve(self) -> Solution:
+        """Return the cheapest ways that have no more layers than the program."""
         choices = list(islice(self._choices(self._free[::-1], frozenset()), LIMIT + 1))
-        if len(choices) > LIMIT:
-            result.heuristic.append(self._targets[0])
-            choices = choices[:1]
-        best: tuple[Cost, dict[Step, Way]] | None = None
-        for absent in choices:
+        is_heuristic = len(choices) > LIMIT
+        best: Solution | None = None
+        for absent in choices[:1] if is_heuristic else choices:
             kept = [s for s in self._free if self._is_shared(s, absent) and s not in absent]
-            found = _Choice(self._ways, absent).solve([*self._targets, *kept])
-            if found is None or found[0][2] > self._layers:
-                continue
-            if best is None or found[0] < best[0]:
+            found = _Choice(self._known, absent).solve([*self._targets, *kept])
+            if found.cost[2] <= self._layers and (best is None or found.cost < best.cost):
                 best = found
-        used = best[1] if best else {}
-        return {step: way.candidate for step, way in used.items() if way.candidate is not None}
+        if best is None:
+            raise RepblocksError("A program that has no plan cannot have been run.")
+        return Solution(best.cost, best.ways, is_heuristic)
 
     def _choices(
         self, undecided: Sequence[Step], absent: frozenset[Step]
@@ -119,33 +154,35 @@ class _Component:
 
     def _is_shared(self, step: Step, absent: Set[Step]) -> bool:
         """Tell whether several steps may be computed from a step: through an absent reader too."""
-        readers = list(dict.fromkeys(self._region.readers[step]))
+        readers = list(dict.fromkeys(self._readers[step]))
         return len(readers) > 1 or (len(readers) == 1 and readers[0] in absent)
 
 
 class _Choice:
     """The cheapest ways where it is settled which shared steps are not materialised."""
 
-    def __init__(self, known: dict[Step, list[Way]], absent: Set[Step]) -> None:
+    def __init__(self, known: Mapping[Step, Sequence[Way]], absent: Set[Step]) -> None:
         self._known = known
         self._absent = absent
         self._given: set[Step] = set()
         self._best: dict[Step, tuple[Cost, Way | None]] = {}
 
-    def solve(self, given: Sequence[Step]) -> tuple[Cost, dict[Step, Way]] | None:
-        """Return the cost and the ways of all steps that are materialised."""
+    def solve(self, given: Sequence[Step]) -> Solution:
+        """Return the ways of all steps that are materialised, if these are given to all."""
         self._given = set(given)
         total: Cost = (0, 0, 0)
         used: dict[Step, Way] = {}
         for step in given:
             total = _sum(total, self._cost(step))
             self._collect(step, used)
-        return None if total >= _NEVER else (total, used)
+        return Solution(total, used)
 
     def _cost(self, step: Step) -> Cost:
         if step not in self._best:
             best: tuple[Cost, Way | None] = (_NEVER, None)
             for way in self._known[step]:
+                if way.inside & self._given:
+                    continue
                 cost = way.cost
                 for source in way.sources:
                     cost = _sum(cost, self._cost_of_source(source))
@@ -185,7 +222,7 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
             size = numel(step.shape) or candidate.value.map.out_channels
             weights = candidate.value.map.out_channels * candidate.width
             cost = (size * candidate.width, size + weights, 1)
-            yield Way(step, (candidate.source,), cost, candidate)
+            yield Way(step, (candidate.source,), cost, candidate, candidate.interior - {step})
 
 
 def is_layer(step: Step, candidate: Candidate) -> bool:
