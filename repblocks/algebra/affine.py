@@ -20,10 +20,19 @@ from repblocks.errors import NotFoldable
 
 
 class Lazy:
-    """A tensor that is computed when it is first asked for, and then kept."""
+    """A tensor that is computed when it is first asked for, and then kept.
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
+    Args:
+        compute: Computes the tensor.
+        part: Computes its rows ``start`` to ``stop - 1`` alone, for tensors that are too large to
+            be computed whole more often than needed; by default the whole tensor is.
+    """
+
+    def __init__(
+        self, compute: Callable[[], Tensor], part: Callable[[int, int], Tensor] | None = None
+    ) -> None:
         self._compute = compute
+        self._part = part
 
     @cached_property
     def _value(self) -> Tensor:
@@ -32,6 +41,12 @@ class Lazy:
     def __call__(self) -> Tensor:
         """Return the value."""
         return self._value
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return some rows of the value."""
+        if self._part is None or "_value" in self.__dict__:
+            return self._value[start:stop]
+        return self._part(start, stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +114,7 @@ class AffineMap:
         return replace(
             self,
             index=self.index[start:stop],
-            weight=None if weight is None else Lazy(lambda: weight()[start:stop]),
+            weight=None if weight is None else Lazy(lambda: weight.rows(start, stop)),
             bias=None if bias is None else Lazy(lambda: bias()[start:stop]),
         )
 
@@ -198,6 +213,13 @@ def evaluated_weight(value: AffineMap, like: Tensor | None = None) -> Tensor:
         return value.weight()
     shape = (*value.index.shape, *value.sizes)
     return torch.ones(shape) if like is None else like.new_ones(shape)
+
+
+def evaluated_rows(value: AffineMap, start: int, stop: int, like: Tensor | None = None) -> Tensor:
+    """Return some rows of the weight, as :func:`evaluated_weight` does."""
+    if value.weight is not None:
+        return value.weight.rows(start, stop)
+    return evaluated_weight(value.rows(start, stop), like)
 
 
 def tensor_for(tensor: Tensor, like: Tensor | None) -> Tensor:

@@ -182,15 +182,18 @@ class ConvKernel:
         """Return the dirac kernel (paradigm 6a): one depthwise tap of 1 on each channel."""
         return cls.from_affine(AffineMap.identity(channels).with_axes(ndim), like)
 
-    def to_affine(self) -> AffineMap:
-        """Return the same kernel as an affine map."""
+    def to_affine(self, like: Tensor | None = None) -> AffineMap:
+        """Return the same kernel as an affine map, with the dtype and device of ``like``."""
         index = block_index(self.out_channels, self.in_channels, self.groups)
         weight, bias = self.weight, self.bias
         return AffineMap(
             self.in_channels,
             index,
-            Lazy(lambda: weight),
-            None if bias is None else Lazy(lambda: bias),
+            Lazy(
+                lambda: tensor_for(weight, like),
+                lambda start, stop: tensor_for(weight[start:stop], like),
+            ),
+            None if bias is None else Lazy(lambda: tensor_for(bias, like)),
             self.axes,
             self.padding_mode,
         )

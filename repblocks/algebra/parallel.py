@@ -22,6 +22,7 @@ from repblocks.algebra.affine import (
     accumulate,
     block_index,
     embed,
+    evaluated_rows,
     evaluated_weight,
     merged_columns,
 )
@@ -43,17 +44,19 @@ def add(*maps: AffineMap) -> AffineMap:
         raise NotFoldable(f"The branches of a sum have {sorted(out_channels)} output channels.")
     index, columns = _common_index(maps)
 
-    def weight() -> Tensor:
+    def weight(start: int, stop: int) -> Tensor:
         like = _first_weight(maps)
-        parts = [evaluated_weight(value, like) for value in maps]
-        total = parts[0].new_zeros(*index.shape, *(axis.size for axis in axes))
+        parts = [evaluated_rows(value, start, stop, like) for value in maps]
+        total = parts[0].new_zeros(stop - start, index.shape[1], *(axis.size for axis in axes))
         for value, part, column in zip(maps, parts, columns, strict=True):
-            accumulate(total, part, column, value.axes, axes)
+            own = None if column is None else column[start:stop]
+            accumulate(total, part, own, value.axes, axes)
         return total
 
     biases = [value.bias for value in maps if value.bias is not None]
     bias = Lazy(lambda: reduce(torch.add, (b() for b in biases))) if biases else None
-    return AffineMap(maps[0].in_channels, index, Lazy(weight), bias, axes, mode)
+    rows = Lazy(lambda: weight(0, index.shape[0]), weight)
+    return AffineMap(maps[0].in_channels, index, rows, bias, axes, mode)
 
 
 def concat(*maps: AffineMap) -> AffineMap:
@@ -125,7 +128,8 @@ def _common_index(maps: Sequence[AffineMap]) -> tuple[Tensor, list[Tensor | None
 
 
 def _first_weight(maps: Sequence[AffineMap]) -> Tensor | None:
-    return next((value.weight() for value in maps if value.weight is not None), None)
+    """Return a row of a weight, whose dtype and device those without a weight take."""
+    return next((value.weight.rows(0, 1) for value in maps if value.weight is not None), None)
 
 
 def _filled(index: Tensor, width: int) -> Tensor:

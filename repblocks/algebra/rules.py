@@ -79,7 +79,7 @@ def _sequential(module: nn.Sequential, value: AffineMap, like: Tensor | None) ->
 def _convolution(module: Conv, value: AffineMap, like: Tensor | None) -> AffineMap:
     if not has_rule(module):
         raise NotFoldable(f"{type(module).__name__} convolves in a way of its own.")
-    return compose(ConvKernel.from_conv(module, like).to_affine(), value)
+    return compose(ConvKernel.from_conv(module).to_affine(like), value)
 
 
 @rule(nn.Linear)

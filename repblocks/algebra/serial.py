@@ -22,6 +22,7 @@ from repblocks.algebra.affine import (
     Lazy,
     accumulate,
     block_index,
+    evaluated_rows,
     evaluated_weight,
     merged_columns,
 )
@@ -112,18 +113,20 @@ def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]
     if 1 not in (second.index.shape[1], first.index.shape[1]):
         index, column = merged_columns(index)
 
-    def weight() -> Tensor:
-        outer = evaluated_weight(second, _known_weight(first))
-        inner = evaluated_weight(first, outer)
-        read = inner.unsqueeze(1) if is_in_order else inner[second.index.to(outer.device)]
+    def weight(start: int, stop: int) -> Tensor:
+        outer = evaluated_rows(second, start, stop, _known_weight(first))
+        if is_in_order:
+            read = evaluated_rows(first, start, stop, outer).unsqueeze(1)
+        else:
+            read = evaluated_weight(first, outer)[second.index[start:stop].to(outer.device)]
         pairs = _convolved(outer.unsqueeze(2), read, second, first).flatten(1, 2)
         if column is None:
             return pairs
-        merged = pairs.new_zeros(*index.shape, *pairs.shape[2:])
-        accumulate(merged, pairs, column)
+        merged = pairs.new_zeros(stop - start, index.shape[1], *pairs.shape[2:])
+        accumulate(merged, pairs, column[start:stop])
         return merged
 
-    return index, Lazy(weight)
+    return index, Lazy(lambda: weight(0, index.shape[0]), weight)
 
 
 def _convolved(outer: Tensor, inner: Tensor, second: AffineMap, first: AffineMap) -> Tensor:
@@ -205,4 +208,5 @@ def _composed_bias(second: AffineMap, first: AffineMap) -> Lazy | None:
 
 
 def _known_weight(value: AffineMap) -> Tensor | None:
-    return None if value.weight is None else value.weight()
+    """Return a row of the weight, whose dtype and device a map without a weight takes."""
+    return None if value.weight is None else value.weight.rows(0, 1)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from repblocks.algebra.rules import has_rule
-from repblocks.folding.tracing import Activation, Trace, trace
+from repblocks.folding.tracing import Activation, Trace, symbolic, trace
 
 #: A step's place of a value that an operation changed in place through another view of it.
 CHANGED = "changed in place"
@@ -127,7 +127,8 @@ def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     """
     builder = _Builder()
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
-    return Flow(builder.steps, builder.visit(path, module, args, kwargs, None))
+    with symbolic(module):
+        return Flow(builder.steps, builder.visit(path, module, args, kwargs, None))
 
 
 class _Builder:

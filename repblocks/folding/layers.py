@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra.affine import AffineMap, Lazy
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.serial import in_blocks
 from repblocks.folding.flow import Step
-from repblocks.folding.operations import like
 from repblocks.folding.region import Candidate
+
+#: Values of a weight that are computed at a time.
+_CHUNK = 1 << 18
 
 
 def layer(candidate: Candidate) -> Conv | nn.Linear:
@@ -48,15 +53,38 @@ def _in_order(candidate: Candidate) -> list[Step]:
 
 
 def _convolution(candidate: Candidate, reference: Tensor) -> Conv:
-    return ConvKernel.from_affine(candidate.value.map, like()).to_conv(reference)
+    value = candidate.value.map
+    narrow = _evaluated(value, reference)
+    return ConvKernel.from_affine(narrow, reference).to_conv()
+
+
+def _evaluated(value: AffineMap, reference: Tensor) -> AffineMap:
+    """Return the map with its weight in another dtype, computed in float64 a few rows at a time.
+
+    Rows that fit the caches, and memory that is used again, make this several times faster.
+    """
+    if value.weight is None:
+        return value
+    exact = value.weight
+    result = torch.empty(
+        *value.index.shape, *value.sizes, dtype=reference.dtype, device=reference.device
+    )
+    step = max(1, _CHUNK // max(1, result[0].numel()))
+    for start in range(0, value.out_channels, step):
+        stop = min(start + step, value.out_channels)
+        result[start:stop] = exact.rows(start, stop)
+    bias = None if value.bias is None else value.bias().to(reference)
+    return replace(
+        value, weight=Lazy(lambda: result), bias=None if bias is None else Lazy(lambda: bias)
+    )
 
 
 def _linear(candidate: Candidate, reference: Tensor) -> nn.Linear:
-    value = candidate.value.map
-    weight = in_blocks(value, 1, like())
+    value = _evaluated(candidate.value.map, reference)
+    weight = in_blocks(value, 1, reference)
     bias = None if value.bias is None else value.bias()
     new = nn.Linear(value.in_channels, value.out_channels, bias is not None, device="meta")
-    new.weight = nn.Parameter(weight.to(reference, copy=True))
+    new.weight = nn.Parameter(weight)
     if bias is not None:
-        new.bias = nn.Parameter(bias.to(reference, copy=True))
+        new.bias = nn.Parameter(bias)
     return new.eval()

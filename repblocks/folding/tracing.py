@@ -47,7 +47,7 @@ class Trace:
 def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
     """Trace ``module(*args, **kwargs)``, in which activations are given as :class:`Activation`.
 
-    The attributes of the module and of its submodules are as before afterwards.
+    To be called inside :func:`symbolic`.
 
     Raises:
         Exception: whatever the module's own code raises when it meets a symbol.
@@ -59,7 +59,7 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def _trace(tracer: _Tracer, module: nn.Module) -> Trace:
-    with _restored(module), _symbolic_extremes(), torch.no_grad():
+    with torch.no_grad():
         graph = tracer.trace(module)
     return Trace(graph, tracer.placeholders, tracer.constants, tracer.foreign)
 
@@ -88,7 +88,7 @@ class _Tracer(fx.Tracer):
         *,
         symbolic: bool = False,
     ) -> None:
-        super().__init__(autowrap_modules=(math,))
+        super().__init__(autowrap_modules=())
         self._symbolic = symbolic
         self._call = (args, dict(kwargs))
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -162,12 +162,21 @@ def _has_proxy(structure: Any) -> bool:
 
 
 @contextmanager
-def _restored(module: nn.Module) -> Iterator[None]:
-    """Undo what tracing leaves in modules whose code keeps what it computes."""
+def symbolic(module: nn.Module) -> Iterator[None]:
+    """Let functions of numbers take symbols, and undo what tracing leaves in a module.
+
+    Python's own ``max`` and ``min`` compare, and those of ``math`` convert, which a symbol cannot.
+    """
     before = [(m, dict(vars(m)), _tables(m)) for m in module.modules()]
+    originals: list[tuple[Any, str, Any]] = [(builtins, "max", max), (builtins, "min", min)]
+    originals += [(math, name, f) for name, f in vars(math).items() if callable(f)]
     try:
+        for home, name, original in originals:
+            setattr(home, name, _recorded(original))
         yield
     finally:
+        for home, name, original in originals:
+            setattr(home, name, original)
         for m, attributes, tables in before:
             vars(m).clear()
             vars(m).update(attributes)
@@ -180,24 +189,11 @@ def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(t, dict(t)) for t in (module._parameters, module._buffers, module._modules)]
 
 
-@contextmanager
-def _symbolic_extremes() -> Iterator[None]:
-    """Let ``max`` and ``min`` of sizes be recorded; Python's own need to compare them."""
-    originals = {"max": builtins.max, "min": builtins.min}
+def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next((a for a in args if isinstance(a, fx.Proxy)), None)
+        if proxy is None:
+            return original(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", original, args, kwargs)
 
-    def symbolic(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            proxy = next((a for a in args if isinstance(a, fx.Proxy)), None)
-            if proxy is None or len(args) < 2:
-                return original(*args, **kwargs)
-            return proxy.tracer.create_proxy("call_function", original, args, kwargs)
-
-        return call
-
-    for name, original in originals.items():
-        setattr(builtins, name, symbolic(original))
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(builtins, name, original)
+    return call
