@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
@@ -74,7 +74,7 @@ class Sites:
         slot = self._slot(interior, candidate)
         if slot is None and candidate.value.is_viewed:
             raise NotFoldable("Views inside it have to stay.")
-        return slot or self._whole_module(step, candidate) or self._graph(step, candidate)
+        return slot or self._elsewhere(step, candidate)
 
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
@@ -91,7 +91,7 @@ class Sites:
         if not layers or not all(self.gives_way(s) for s in interior):
             return None
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
-        if not self._reads_before_change(candidate.source, slot):
+        if not self._reads_in_time(candidate.source, slot):
             return None
         emptied = [self._emptied(s) for s in interior if s is not slot and self._is_emptied(s)]
         return Site(slot.path, tuple(emptied))
@@ -125,32 +125,19 @@ class Sites:
     def _is_emptied(self, step: Step) -> bool:
         return step.scope is not None and self._region.operations[step].kind is not Kind.MOVE
 
-    def _whole_module(self, step: Step, candidate: Candidate) -> Site | None:
-        """Put the layer in the place of the smallest module that computes just this."""
-        for scope in _enclosing(step):
-            is_below_opaque = scope.parent is None and bool(scope.path)
-            if scope.output is not step or is_below_opaque:
-                return None
-            holds_all = all(_is_within(s, scope) for s in candidate.interior)
-            if not holds_all:
-                continue
-            reads_one = scope.args == (candidate.source,) and not scope.kwargs
-            fits = self.replaceable(scope.module) and reads_one
-            begins = next((s for s in sorted(candidate.interior, key=lambda s: s.number)), step)
-            if fits and self._reads_before_change(candidate.source, begins):
-                return Site(scope.path)
-            return None
-        return None
+    def _elsewhere(self, step: Step, candidate: Candidate) -> Site:
+        """Put the layer as late as possible: a module's place if it computes just this, or a graph.
 
-    def _graph(self, step: Step, candidate: Candidate) -> Site:
-        """Put the layer into the graph of the smallest module that sees source and result."""
+        What comes after the layer then becomes the identity.
+        """
         emptied: list[Emptied] = []
         while True:
-            for scope in _enclosing(step):
-                result = scope.node_of(step)
-                source = scope.node_of(candidate.source, before=result)
-                if result is not None and source is not None:
-                    return self._checked(scope, result, source, candidate, step, emptied)
+            inside = candidate.interior - {one.step for one in emptied}
+            site = self._whole_module(step, candidate.source, inside) or self._graph(
+                step, candidate.source
+            )
+            if site is not None:
+                return replace(site, emptied=tuple(emptied))
             operation = self._region.operations[step]
             before = operation.operands[0]
             is_link = len(operation.operands) == 1 and before in candidate.interior
@@ -161,24 +148,40 @@ class Sites:
                 emptied.append(self._emptied(step))
             step = before
 
-    def _checked(
-        self,
-        scope: Scope,
-        result: fx.Node,
-        source: fx.Node,
-        candidate: Candidate,
-        step: Step,
-        emptied: Sequence[Emptied],
-    ) -> Site:
-        if self._calls[id(scope.module)] != 1 or has_hooks(scope.module):
-            raise NotFoldable("It stands in a module that has hooks, or is called more than once.")
-        if not _is_callable_as_graph(scope):
-            raise NotFoldable("It stands in a module that is called with other than activations.")
-        if not self._reads_before_change(candidate.source, step):
-            raise NotFoldable("What it reads is changed in place before.")
-        return Site(scope.path, tuple(emptied), scope, result, source)
+    def _whole_module(self, step: Step, source: Step, inside: Set[Step]) -> Site | None:
+        """Find the smallest module that computes just these steps."""
+        for scope in _enclosing(step):
+            is_below_opaque = scope.parent is None and bool(scope.path)
+            if scope.output is not step or is_below_opaque:
+                return None
+            if not all(_is_within(s, scope) for s in inside):
+                continue
+            begins = min(inside, key=lambda s: s.number)
+            fits = scope.args == (source,) and not scope.kwargs and self.replaceable(scope.module)
+            return Site(scope.path) if fits and self._reads_in_time(source, begins) else None
+        return None
 
-    def _reads_before_change(self, source: Step, place: Step) -> bool:
+    def _graph(self, step: Step, source: Step) -> Site | None:
+        """Find the smallest module whose code sees both source and result.
+
+        Raises:
+            NotFoldable: if it cannot become a graph.
+        """
+        for scope in _enclosing(step):
+            result = scope.node_of(step)
+            read = scope.node_of(source, before=result)
+            if result is None or read is None:
+                continue
+            if self._calls[id(scope.module)] != 1 or has_hooks(scope.module):
+                raise NotFoldable("It stands in a module that has hooks, or several callers.")
+            if not _is_callable_as_graph(scope):
+                raise NotFoldable("It stands in a module that is called with unusual arguments.")
+            if not self._reads_in_time(source, step):
+                raise NotFoldable("What it reads is changed in place before.")
+            return Site(scope.path, (), scope, result, read)
+        return None
+
+    def _reads_in_time(self, source: Step, place: Step) -> bool:
         """Tell whether nothing changes the source in place before the layer reads it."""
         return not any(
             source.storage in m.mutates and source.number < m.number < place.number
