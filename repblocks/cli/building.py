@@ -8,6 +8,8 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from repblocks.cli.checking import check, parameters_of
+from repblocks.cli.config import DeployConfig
 from repblocks.data import Augmentation, ImageDataModule
 from repblocks.errors import CheckpointError, ConfigurationError, RepblocksError
 
@@ -51,6 +53,7 @@ def build_recorded_data(node: Mapping[str, Any]) -> ImageDataModule:
 
     Raises:
         CheckpointError: if it names anything but our data modules: such code is not run.
+        ConfigurationError: naming each wrong key.
     """
     allowed = {_name(cls): cls for cls in (*_subclasses(ImageDataModule), Augmentation)}
     for target in _targets(node):
@@ -59,6 +62,7 @@ def build_recorded_data(node: Mapping[str, Any]) -> ImageDataModule:
                 f"The checkpoint names {target!r} as its data, which is no data module of "
                 "repblocks. It was not run. Take a checkpoint that train.py wrote."
             )
+    check({"data": node}, {"data": parameters_of(DeployConfig)["data"]}, {})
     return build_data(node)
 
 

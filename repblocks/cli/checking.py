@@ -38,18 +38,25 @@ def parameters_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(signature.parameters)
 
 
-def check(settings: Mapping[str, Any], known: Parameters, nodes: Mapping[str, Parameters]) -> None:
+def check(
+    settings: Mapping[str, Any],
+    known: Parameters,
+    nodes: Mapping[str, Parameters],
+    instead: Mapping[str, str] | None = None,
+) -> None:
     """Check keys, plain types and missing values at every depth.
 
     Args:
         settings: A configuration, with its interpolations as they are written.
         known: Its top-level keys.
         nodes: The keys of nodes, by path, whose ``_target_`` does not say them.
+        instead: By path, what to say about a wrong key where more is known about it.
 
     Raises:
         ConfigurationError: naming each wrong key with its path and the nearest valid name.
     """
-    wrong = list(_problems(settings, known, nodes, ""))
+    found = _problems(settings, known, nodes, "")
+    wrong = [(instead or {}).get(text.partition(" ")[0], text) for text in found]
     if wrong:
         count = "1 mistake" if len(wrong) == 1 else f"{len(wrong)} mistakes"
         lines = "\n".join(f"  - {line}" for line in wrong)

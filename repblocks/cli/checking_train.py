@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import timm
@@ -12,6 +13,7 @@ from omegaconf import DictConfig
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
 from repblocks.blocks import CONV_BLOCKS, ConvBlock
+from repblocks.cli.block_nodes import block_nodes
 from repblocks.cli.checking import Parameters, check, parameters_of
 from repblocks.cli.composing import plain
 from repblocks.cli.config import LoggerConfig, TrainConfig
@@ -24,6 +26,9 @@ _TRAINING_DECIDES = (
     "num_sanity_val_steps",
 )
 
+# The pooling of timm that leaves one value a channel, or two.
+Pooling = Literal["avg", "max", "avgmax", "catavgmax"]
+
 
 def check_train(config: DictConfig) -> None:
     """Check a composed configuration of ``train.py``.
@@ -33,14 +38,32 @@ def check_train(config: DictConfig) -> None:
     """
     settings = plain(config, resolve=False)
     nodes = {"trainer": _trainer_parameters(), "logger": parameters_of(LoggerConfig)}
+    elsewhere = {}
     if isinstance(settings.get("block"), Mapping):
-        nodes["block"] = _block_parameters(settings["block"].get("name"))
+        block = settings["block"]
+        block.pop("options", None)  # collects the others
+        nodes["block"] = _block_parameters(block.get("name"))
+        elsewhere = _of_other_blocks(block, nodes["block"])
     if isinstance(settings.get("model"), Mapping):
         nodes["model"] = _model_parameters(settings["model"])
-    check(settings, parameters_of(TrainConfig), nodes)
+    check(settings, parameters_of(TrainConfig), nodes, elsewhere)
+    _check_registered(settings["model"])
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
         _check_deployable(config.model.model_name)
+
+
+def _check_registered(model: Mapping[str, Any]) -> None:
+    """Check that timm has the network; a name with a colon says where else it is."""
+    name = model.get("model_name")
+    if not isinstance(name, str) or ":" in name or timm.is_model(name):
+        return
+    nearest = difflib.get_close_matches(name, timm.list_models(), n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ConfigurationError(
+        f"model.model_name: unknown network {name!r}.{hint} `repblocks list` prints the networks "
+        "that fold, timm.list_models() gives all."
+    )
 
 
 def _check_deployable(name: str) -> None:
@@ -59,8 +82,7 @@ def _trainer_parameters() -> Parameters:
 
 def _block_parameters(name: Any) -> Parameters:
     """Give what can be set for a block: the kernel size and its own options."""
-    known = {"name": _keyword("name"), "options": _keyword("options")}
-    known["kernel_size"] = _keyword("kernel_size", int | None)
+    known = {"name": _keyword("name"), "kernel_size": _keyword("kernel_size", int | None)}
     if name in CONV_BLOCKS:
         cls = CONV_BLOCKS[name]
         own = parameters_of(cls.build_branches) if issubclass(cls, ConvBlock) else {}
@@ -69,13 +91,30 @@ def _block_parameters(name: Any) -> Parameters:
     return known
 
 
+def _of_other_blocks(node: Mapping[str, Any], known: Parameters) -> dict[str, str]:
+    """Say of each option that this block does not have which blocks have it."""
+    nodes = block_nodes()
+    said = {}
+    for key in node.keys() - known.keys():
+        owners = [f"block={name}" for name, own in nodes.items() if key in own]
+        if owners:
+            said[f"block.{key}"] = (
+                f"block.{key} does not exist for block={node.get('name') or 'default'}. "
+                f"It is an option of {', '.join(owners)}."
+            )
+    return said
+
+
 def _model_parameters(node: Mapping[str, Any]) -> Parameters:
     """Give what timm's factory takes and, for a registered network, what the network takes."""
     known = parameters_of(timm.create_model)
     name = node.get("model_name")
     if not isinstance(name, str) or not timm.is_model(name):
         return known
-    own = parameters_of(timm.model_entrypoint(name))
+    entry = timm.model_entrypoint(name)
+    own = parameters_of(entry)
+    if entry.__module__.startswith("repblocks.models."):
+        own["global_pool"] = _keyword("global_pool", Pooling)
     factory = {key: p for key, p in known.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     follows = {key: _keyword(key, int | None) for key in FACTS}  # null: as the data has it
     return {**own, **factory, **follows}

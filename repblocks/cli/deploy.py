@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from repblocks.cli.checking import check, parameters_of
 from repblocks.cli.composing import plain
 from repblocks.cli.config import DeployConfig
+from repblocks.cli.folders import newest_run_checkpoint
 from repblocks.cli.launching import launch
+
+_OUTPUTS = Path("outputs")
 
 
 def main() -> None:
@@ -26,7 +31,9 @@ def run(config: DictConfig) -> None:
     """
     settings = plain(config, resolve=True)
     check(settings, parameters_of(DeployConfig), {})
+    wanted = DeployConfig(**settings)
+    path = Path(wanted.ckpt_path) if wanted.ckpt_path else newest_run_checkpoint(_OUTPUTS)
     # Lightning and timm take seconds to load, and --help does without them.
     from repblocks.cli.deployment_run import deploy_run
 
-    deploy_run(DeployConfig(**settings))
+    deploy_run(path, wanted)

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from repblocks.cli.building import build_recorded_data
+from repblocks.cli.composing import plain
 from repblocks.cli.config import DeployConfig
-from repblocks.cli.folders import CHECKPOINTS, newest_run_checkpoint
+from repblocks.cli.folders import CHECKPOINTS
 from repblocks.data import ImageDataModule
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.training import read_checkpoint
 
-_OUTPUTS = Path("outputs")
 _ARTIFACT = "artifact"
 
 
-def deploy_run(settings: DeployConfig) -> None:
+def deploy_run(path: Path, settings: DeployConfig) -> None:
     """Deploy a checkpoint, and say where the artifact is.
+
+    Args:
+        path: The checkpoint.
+        settings: What to do with it.
 
     Raises:
         RepblocksError: if the checkpoint, the data or the output is not possible, or the proof
             fails.
     """
     console = Console(soft_wrap=True)
-    path = Path(settings.ckpt_path) if settings.ckpt_path else newest_run_checkpoint(_OUTPUTS)
     console.print(f"Deploying {path}")
     output = Path(settings.output) if settings.output else _beside(path)
     shortcut = settings.deploy_shortcut
@@ -50,4 +54,8 @@ def _beside(path: Path) -> Path:
 def _data(path: Path, settings: DeployConfig) -> ImageDataModule | None:
     """Build the data of the run that wrote the checkpoint, with changes over its options."""
     recorded = read_checkpoint(path).config.get("data")
-    return build_recorded_data({**recorded, **settings.data}) if recorded else None
+    if not recorded:
+        return None
+    merged = OmegaConf.create({"data": recorded})
+    merged.merge_with({"data": settings.data})
+    return build_recorded_data(plain(merged, resolve=False)["data"])

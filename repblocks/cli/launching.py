@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Never
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from repblocks.cli.block_nodes import block_nodes
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.folders import remove_empty
-from repblocks.errors import NonFiniteLossError, RepblocksError, UnknownNameError, VerificationError
+from repblocks.errors import (
+    ConfigurationError,
+    NonFiniteLossError,
+    RepblocksError,
+    UnknownNameError,
+    VerificationError,
+)
 
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
 _OTHER = 2
+_OPTIONAL = ("experiment", "debug")
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -44,7 +54,7 @@ def launch(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     try:
         register()
         folder = config_folder()
-        groups = {path.name for path in folder.iterdir() if path.is_dir()} | {"block"}
+        groups = _groups(folder)
         sys.argv[1:] = [_lenient(argument, groups) for argument in sys.argv[1:]]
         # Hydra then hands errors over, instead of printing them.
         with env_override({_FULL_ERROR: "1"}):
@@ -57,13 +67,43 @@ def launch(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _end(error, is_traced)
 
 
-def _lenient(argument: str, groups: set[str]) -> str:
-    """Let Hydra take any key: it stops at the first wrong one, our check names all of them."""
-    key, equals, _ = argument.partition("=")
+def _groups(folder: Path) -> dict[str, list[str]]:
+    """Give the config groups with the names of their files or nodes."""
+    files = {path.name: path.glob("*.yaml") for path in folder.iterdir() if path.is_dir()}
+    groups = {name: sorted(path.stem for path in found) for name, found in files.items()}
+    return {**groups, "block": sorted(block_nodes())}
+
+
+def _lenient(argument: str, groups: Mapping[str, list[str]]) -> str:
+    """Let Hydra take any key: it stops at the first wrong one, our check names all of them.
+
+    Raises:
+        ConfigurationError: if a group is given something that is no name, where Hydra would fail.
+    """
+    key, equals, value = argument.partition("=")
     is_value = bool(equals) and key.replace(".", "").replace("_", "").isalnum()
+    group = key.lstrip("+")
+    if equals and (group in groups or "/" in group):
+        _check_choice(group, value, groups.get(group, []))
     if not is_value or key in groups or key.startswith("hydra."):
         return argument
     return f"++{argument}"
+
+
+def _check_choice(group: str, value: str, names: list[str]) -> None:
+    chosen = OverridesParser.create().parse_override(f"{group}={value}").value()
+    choices = chosen.list if isinstance(chosen, ChoiceSweep) else chosen
+    wrong = [
+        choice
+        for choice in (choices if isinstance(choices, list) else [choices])
+        if choice is None or isinstance(choice, bool | int | float)
+    ]
+    if wrong:
+        known = f" Known: {', '.join(names)}." if names else ""
+        hint = f" To take none: ~{group}." if group in _OPTIONAL else ""
+        raise ConfigurationError(
+            f"{group}={value} is not possible, {group} takes a name.{known}{hint}"
+        )
 
 
 def _passing_through(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

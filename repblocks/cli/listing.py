@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from repblocks.cli.checking import Parameters
 
 _FROM_SHAPE = ("in_channels", "out_channels", "dim")
 
@@ -35,26 +38,41 @@ def print_lists() -> None:
 
     console = Console()
     for title, registry in (("conv block", CONV_BLOCKS), ("stage block", STAGE_BLOCKS)):
-        console.print(_table(title, {name: registry[name] for name in registry}))
-    names = timm.list_models("repblocks_*")
-    console.print(_table("network", {name: timm.model_entrypoint(name) for name in names}))
+        console.print(_table(title, {name: [registry[name]] for name in registry}))
+    entries = [timm.model_entrypoint(name) for name in timm.list_models("repblocks_*")]
+    families = itertools.groupby(entries, lambda entry: entry.__name__.rpartition("_")[0])
+    console.print(_table("network", {name: list(variants) for name, variants in families}))
 
 
-def _table(title: str, entries: dict[str, Callable[..., Any]]) -> Table:
-    table = Table(title, "what it is", "options")
-    for name, entry in entries.items():
-        what = (inspect.getdoc(entry) or "").partition("\n")[0]
-        table.add_row(name, what, "\n".join(_options(entry)))
+def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Table:
+    """Show one row for each name; options that all rows have are said once."""
+    options = {name: _options(variants) for name, variants in rows.items()}
+    first, *others = options.values()
+    shared = [text for text in first if others and all(text in other for other in others)]
+    caption = f"Of each {title}: {', '.join(shared)}" if shared else None
+    table = Table(title, "what it is", "options", caption=caption, caption_justify="left")
+    for name, variants in rows.items():
+        what = (inspect.getdoc(variants[0]) or "").partition("\n")[0].rpartition(": ")[2]
+        endings = [entry.__name__.removeprefix(f"{name}_") for entry in variants]
+        shown = name if len(variants) == 1 else f"{name}_\n{', '.join(endings)}"
+        own = [text for text in options[name] if text not in shared]
+        table.add_row(shown, what, ", ".join(own))
     return table
 
 
-def _options(entry: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(entry).parameters.values()
+def _options(variants: Sequence[Callable[..., Any]]) -> list[str]:
+    """Give the options, with their defaults where all variants have the same."""
+    first, *others = (inspect.signature(entry).parameters for entry in variants)
     return [
-        p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default!r}"
-        for p in parameters
+        f"{p.name}={p.default}" if _is_shown(p, others) else p.name
+        for p in first.values()
         if p.name not in _FROM_SHAPE and p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
+
+
+def _is_shown(parameter: inspect.Parameter, others: Sequence[Parameters]) -> bool:
+    is_shared = all(other[parameter.name].default == parameter.default for other in others)
+    return is_shared and parameter.default not in (inspect.Parameter.empty, None)
 
 
 if __name__ == "__main__":

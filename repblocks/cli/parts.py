@@ -54,10 +54,10 @@ def build_parts(config: DictConfig) -> Parts:
     data = build_data(plain(config.data, resolve=True))
     data.setup("fit")
     settings = _resolved(config, data)
+    _check_facts(settings["model"], data)
     training = _training(settings)
     pl.seed_everything(settings["seed"], verbose=False)  # the initial weights
     model = build("model", settings["model"])
-    _check_facts(settings["model"], data)
     if settings["init_from"] is not None:
         _start_from(Path(settings["init_from"]), model)
     callbacks = settings["callbacks"].items()

@@ -2,48 +2,94 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import json
+import logging
+import sys
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from repblocks.cli.folders import remove_empty
+from repblocks.errors import RepblocksError
+
+_logger = logging.getLogger(__name__)
+
 SUMMARY = "summary.json"
-COLUMNS = ("run", "overrides", "accuracy", "train_seconds", "deployed_bytes", "latency_ms")
+COLUMNS = ("run", "overrides", "accuracy", "train_seconds", "deployed_bytes", "latency_ms", "error")
+_HYDRA_FILE = "multirun.yaml"
 
 
 class Summary(Callback):
-    """Collect what each run of a sweep wrote about itself."""
+    """Collect what each run of a sweep wrote about itself, and why the others failed."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Leave nothing behind if Hydra refuses the sweep: it writes a file first."""
+        atexit.register(_remove_unused, Path(config.hydra.sweep.dir).absolute())
 
     def on_job_end(
         self,
         config: DictConfig,
-        job_return: JobReturn,  # noqa: ARG002 - Hydra passes it by name
+        job_return: JobReturn,
         **_: Any,
     ) -> None:
-        """Write the table of the runs so far, so that it outlives a run that fails."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            write_summary(Path(config.hydra.sweep.dir))
+        """Write the table of the runs so far, so that it outlives the sweep."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        if job_return.status == JobStatus.FAILED:
+            _write_failure(config, job_return._return_value)
+            # Hydra would end the sweep without its table; it is on_multirun_end that fails it.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+        write_summary(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the table."""
+        """Print the table, and exit with 2 if a run failed."""
         folder = Path(config.hydra.sweep.dir)
-        table = Table(*COLUMNS, caption=str(folder / "summary.csv"))
         rows = read_summaries(folder)
+        num_failed = sum("error" in row for row in rows)
+        shown = COLUMNS[:-1]
+        table = Table(*shown, caption=str(folder / "summary.csv"))
         overrides = [row["overrides"].split() for row in rows]
         for row, own in zip(rows, overrides, strict=True):
             # What all runs share says nothing about one of them.
             row["overrides"] = " ".join(
                 text for text in own if not all(text in others for others in overrides)
             )
-            table.add_row(*(_shown(row.get(column)) for column in COLUMNS))
+            if "error" in row:
+                row["accuracy"] = "failed"
+            table.add_row(*(_shown(row.get(column)) for column in shown))
         Console().print(table)
+        if num_failed:
+            sys.stderr.write(f"{num_failed} of {len(rows)} runs failed.\n")
+            sys.exit(2)
+
+
+def _write_failure(config: DictConfig, error: Exception) -> None:
+    """Say why a run failed, now and in its row."""
+    name = config.hydra.job.num
+    is_mistake = isinstance(error, (RepblocksError, OSError))
+    _logger.error("Run %s failed: %s", name, error, exc_info=None if is_mistake else error)
+    folder = Path(config.hydra.runtime.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {
+        "overrides": " ".join(text.lstrip("+") for text in config.hydra.overrides.task),
+        "error": " ".join(str(error).split()) or type(error).__name__,
+    }
+    (folder / SUMMARY).write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the folder of a sweep that had no run."""
+    if [path.name for path in folder.glob("*")] == [_HYDRA_FILE]:
+        (folder / _HYDRA_FILE).unlink()
+        remove_empty(folder)
 
 
 def read_summaries(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,10 +44,11 @@ def deploy_checkpoint(
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
         VerificationError: if the folded network or a written form is another function.
-        ConfigurationError: if the data is not prepared as in training, or ``output`` cannot be
-            written.
+        ConfigurationError: if the network takes no such option, the data is not prepared as in
+            training, or ``output`` cannot be written.
     """
     checkpoint = read_checkpoint(path)
+    _check_options(checkpoint.model_name, model_options or {})
     arguments = {**checkpoint.model_kwargs, **(model_options or {})}
     training_form = build(checkpoint.model_name, arguments, Path(path))
     load_weights(training_form, checkpoint.state_dict, new_head=False)
@@ -68,6 +70,24 @@ def deploy_checkpoint(
         blocks=blocks,
         note=note,
     )
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Check that a network takes these arguments, where its signature says which it takes."""
+    import timm
+
+    import repblocks.models  # noqa: F401 - registers our networks with timm
+
+    if not timm.is_model(name):
+        return  # building it says what is wrong
+    known = inspect.signature(timm.model_entrypoint(name)).parameters
+    wrong = sorted(options.keys() - known.keys())
+    if wrong and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        takes = sorted(known.keys() - {"pretrained"})
+        raise ConfigurationError(
+            f"The network {name} of the checkpoint has no argument {', '.join(wrong)}. Leave it "
+            f"out, or change one that it takes: {', '.join(takes)}."
+        )
 
 
 def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) -> tuple[Any, str]:

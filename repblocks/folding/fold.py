@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,9 +24,10 @@ from repblocks.folding.operation import numel
 from repblocks.folding.planning import Plan, plan
 from repblocks.folding.pushing import Push, push, undo
 from repblocks.folding.region import Region
-from repblocks.folding.rewriting import Placed, place, rewrite
+from repblocks.folding.rewriting import Placed, place, put, rewrite
 from repblocks.folding.sites import Emptied, Sites, calls_and_foreign
 from repblocks.folding.tracing import Activation
+from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
 
@@ -49,6 +51,10 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     analysis = _Analysis.of(model, example_input)
     placed = [one for part in analysis.parts for one in part.placed]
     emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
+    taken_in = [one for part in analysis.parts for one in part.taken_in]
+    for one in taken_in:
+        put(analysis.model, one.conv.path, one.layer())
+    emptied += [one.emptied for one in taken_in]
     folded = rewrite(analysis.model, placed, emptied)
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
@@ -74,10 +80,20 @@ class _Placing:
     pushed: list[Push]
     sites: Sites
 
-    @property
+    @cached_property
     def folded(self) -> set[Step]:
         """The steps that are computed at once."""
         return {step for one in self.placed for step in one.candidate.interior}
+
+    @cached_property
+    def taken_in(self) -> list[TakenIn]:
+        """What transposed convolutions take in besides."""
+        return list(transposed(self.region, self.folded, self.sites))
+
+    @property
+    def done(self) -> set[Step]:
+        """All steps that are gone."""
+        return self.folded | {one.scale for one in self.taken_in}
 
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
@@ -99,11 +115,12 @@ class _Analysis:
         parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
+        folded += [_describe_taken(one, batch) for part in parts for one in part.taken_in]
         macs = sum(o.macs for part in parts for o in part.region.operations.values()) // batch
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
-            tuple(leftovers(twin, [(part.flow, part.region, part.folded) for part in parts])),
+            tuple(leftovers(twin, [(part.flow, part.region, part.done) for part in parts])),
             macs,
             macs - sum(one.macs_before - one.macs_after for one in folded),
             count,
@@ -189,6 +206,21 @@ def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:
         size * per_output // batch,
         sum(w.numel() for w in own.values()),
         value.out_channels * (per_output + has_bias),
+    )
+
+
+def _describe_taken(one: TakenIn, batch: int) -> FoldedRegion:
+    paths = [step.path for step in (one.conv, one.scale) if step.module is not None]
+    modules = [s.module for s in (one.conv, one.scale) if s.module is not None]
+    before = sum(p.numel() for module in modules for p in module.parameters())
+    return FoldedRegion(
+        one.conv.path,
+        f"{_name(one.conv)} + {_name(one.scale)}",
+        tuple(paths),
+        numel(one.scale.shape) // batch,
+        0,
+        before,
+        sum(p.numel() for p in one.layer().parameters()),
     )
 
 

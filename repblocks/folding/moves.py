@@ -17,9 +17,10 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.serial import compose
 from repblocks.algebra.special import zero_padding
 from repblocks.errors import NotFoldable
+from repblocks.folding.arithmetic import sum_of_activations
 from repblocks.folding.flow import Step, call, steps_in
 from repblocks.folding.operation import Kind, Located, Operation, bind
-from repblocks.folding.operations import identity, operation, sum_of_activations
+from repblocks.folding.operations import identity, operation
 
 VIEWS: tuple[str, ...] = (
     "view",

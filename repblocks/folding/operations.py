@@ -5,8 +5,7 @@ What a module does stands in the table of the algebra, which the blocks use too.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from repblocks.algebra.affine import AffineMap, Lazy
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.rules import apply as apply_rule
 from repblocks.algebra.rules import has_rule
-from repblocks.algebra.serial import compose
 from repblocks.algebra.special import scale, zero_padding
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Step, steps_in
@@ -186,6 +183,23 @@ def channelwise(factor: Tensor, shift: Tensor) -> AffineMap:
     return AffineMap(value.in_channels, value.index, value.weight, Lazy(lambda: shift))
 
 
+def channel_arithmetic(operation: Operation, operand: Step) -> tuple[Tensor, Tensor] | None:
+    """Return factor and shift ``(C,)`` of an operation that does no more to each channel."""
+    if operand.shape is None or len(operand.shape) < 2:
+        return None
+    channels = operand.shape[1]
+    try:
+        own = operation.apply({operand: Located(AffineMap.identity(channels), 1)}).map
+    except NotFoldable:
+        return None
+    order = torch.arange(own.out_channels).unsqueeze(1)
+    if not torch.equal(own.index, order) or any(axis != Axis() for axis in own.axes):
+        return None
+    ones = torch.ones(channels, dtype=torch.float64)
+    factor = ones if own.weight is None else own.weight().flatten()
+    return factor, torch.zeros_like(ones) if own.bias is None else own.bias()
+
+
 @operation(functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
 def _dropout(step: Step) -> Operation:
     given = bind(step, "input", p=0.5, training=True, inplace=False)
@@ -199,141 +213,6 @@ def identity(operand: Any) -> Operation:
     if not isinstance(operand, Step):
         raise NotFoldable("Its input is not an activation.")
     return Operation((operand,), lambda values: values[operand], Kind.MOVE)
-
-
-@operation(operator.add, operator.iadd, torch.add, "add", "add_")
-def _add(step: Step) -> Operation:
-    given = bind(step, "input", "other", alpha=1)
-    return _sum_of(step, given["input"], given["other"], given["alpha"])
-
-
-@operation(operator.sub, operator.isub, torch.sub, "sub", "sub_")
-def _subtract(step: Step) -> Operation:
-    given = bind(step, "input", "other", alpha=1)
-    return _sum_of(step, given["input"], given["other"], -given["alpha"])
-
-
-def _sum_of(step: Step, first: Any, second: Any, alpha: Any) -> Operation:
-    if isinstance(first, Step) and isinstance(second, Step):
-        return sum_of_activations(step, ((first, 1), (second, alpha)))
-    if isinstance(first, Step):
-        return _arithmetic(step, first, 1, second, alpha)
-    return _arithmetic(step, second, alpha, first, 1)
-
-
-def sum_of_activations(
-    step: Step, terms: Sequence[tuple[Step, Any]], through: tuple[Step, ...] = ()
-) -> Operation:
-    """Return the sum of activations, each times a number."""
-    steps = [term for term, _ in terms]
-    if step.shape is None or any(term.shape != step.shape for term in steps):
-        raise NotFoldable("The terms have different shapes, or their shapes are not known.")
-
-    def apply(values: Mapping[Step, Located]) -> Located:
-        first = alike([values[term] for term in steps])
-        return first.having(add(*(scaled(values[t].map, factor) for t, factor in terms)))
-
-    operands = tuple(dict.fromkeys(steps))
-    join = "sum" if len(operands) == len(steps) else ""
-    return Operation(operands, apply, Kind.OTHER, through=through, join=join)
-
-
-def alike(values: Sequence[Located]) -> Located:
-    """Return the first of several values, which all have their channels on one axis.
-
-    Raises:
-        NotFoldable: if they have not, or views have rearranged them.
-    """
-    if any(value.axis != values[0].axis or value.is_viewed for value in values):
-        raise NotFoldable("Branches whose channels or positions are arranged differently.")
-    return values[0]
-
-
-def scaled(value: AffineMap, factor: float) -> AffineMap:
-    """Return the map times a number."""
-    if factor == 1:
-        return value
-    return compose(scale(torch.full((value.out_channels,), factor, dtype=torch.float64)), value)
-
-
-@operation(operator.mul, operator.imul, torch.mul, "mul", "mul_")
-def _multiply(step: Step) -> Operation:
-    given = bind(step, "input", "other")
-    first, second = given["input"], given["other"]
-    if isinstance(first, Step) and isinstance(second, Step):
-        raise NotFoldable("A product of two activations.")
-    operand, factor = (first, second) if isinstance(first, Step) else (second, first)
-    return _arithmetic(step, operand, factor, 0, 1)
-
-
-@operation(operator.truediv, operator.itruediv, torch.div, "div", "div_")
-def _divide(step: Step) -> Operation:
-    given = bind(step, "input", "other", rounding_mode=None)
-    first, second = given["input"], given["other"]
-    if given["rounding_mode"] is not None or isinstance(second, Step):
-        raise NotFoldable("A division that rounds, or by an activation.")
-    return _arithmetic(step, first, 1 / _constant(second), 0, 1)
-
-
-@operation(operator.neg, torch.neg, "neg")
-def _negate(step: Step) -> Operation:
-    return _arithmetic(step, step.args[0], -1, 0, 1)
-
-
-def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -> Operation:
-    """Return ``factor * operand + alpha * shift`` with constants that are one number a channel."""
-    if not isinstance(operand, Step) or operand.shape is None or operand.shape != step.shape:
-        raise NotFoldable("Arithmetic that broadcasts, or whose shape is not known.")
-    if any(steps_in((factor, shift, alpha))):
-        raise NotFoldable("Arithmetic with a number that depends on an activation.")
-    factors, shifts = _constant(factor), _constant(shift) * alpha
-    shape = operand.shape
-
-    def apply(values: Mapping[Step, Located]) -> Located:
-        value = values[operand]
-        scales, moves = (_per_channel(t, shape, value.axis) for t in (factors, shifts))
-        own = scale(scales) if not moves.any() else channelwise(scales, moves)
-        return value.then(own)
-
-    is_scale = bool((factors != 1).any())
-    macs = numel(shape) if is_scale else 0
-    is_nothing = not is_scale and not shifts.any()
-    return Operation((operand,), apply, Kind.MOVE if is_nothing else Kind.SCALE, macs)
-
-
-def _constant(value: Any) -> Tensor:
-    """Return a number or tensor as it is, in float64."""
-    return (
-        value.to(like()) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-    )
-
-
-def _per_channel(constant: Tensor, shape: Sequence[int], axis: int) -> Tensor:
-    if constant.numel() == 1:
-        return constant.reshape(1).expand(shape[axis])
-    padded = constant.reshape((1,) * (len(shape) - constant.ndim) + tuple(constant.shape))
-    if any(size != 1 for i, size in enumerate(padded.shape) if i != axis):
-        raise NotFoldable("Arithmetic with a constant that is not one number a channel.")
-    return padded.reshape(-1)
-
-
-@operation(torch.cat, torch.concat)
-def _concatenate(step: Step) -> Operation:
-    given = bind(step, "tensors", dim=0)
-    tensors, axis = given["tensors"], given["dim"]
-    if step.shape is None or not all(isinstance(tensor, Step) for tensor in tensors):
-        raise NotFoldable("A concatenation with constants, or of unknown shape.")
-    axis %= len(step.shape)
-
-    def apply(values: Mapping[Step, Located]) -> Located:
-        first = alike([values[tensor] for tensor in tensors])
-        if first.axis != axis:
-            raise NotFoldable("A concatenation along another axis than the channels.")
-        return first.having(concat(*(values[tensor].map for tensor in tensors)))
-
-    operands = tuple(dict.fromkeys(tensors))
-    join = "concat" if len(operands) == len(tensors) and axis == 1 else ""
-    return Operation(operands, apply, Kind.OTHER, join=join)
 
 
 @operation(functional.pad)

@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from repblocks.algebra.affine import AffineMap
-from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
-from repblocks.folding.operation import Kind, Located, Operation, numel
-from repblocks.folding.operations import channelwise, identity, unary
+from repblocks.folding.operation import Kind, Operation, numel
+from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
 from repblocks.folding.region import Region
 
 PUSHED = "pushed back"
@@ -91,12 +89,10 @@ def _takes_in(step: Step, reader: Step, region: Region) -> bool:
 
 def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
     of_step, of_join = region.operations[step], region.operations[join]
-    own = of_step.apply({join: Located(AffineMap.identity(_channels(join)), 1)}).map
-    order = torch.arange(own.out_channels).unsqueeze(1)
-    if not torch.equal(own.index, order) or any(axis != Axis() for axis in own.axes):
+    arithmetic = channel_arithmetic(of_step, join)
+    if arithmetic is None:
         raise NotFoldable("It does more than scale and shift each channel.")
-    factor = torch.ones(len(order)).double() if own.weight is None else own.weight().flatten()
-    shift = torch.zeros_like(factor) if own.bias is None else own.bias()
+    factor, shift = arithmetic
     parts: list[Step] = []
     start = 0
     for branch in of_join.operands:

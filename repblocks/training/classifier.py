@@ -44,6 +44,14 @@ def _mixing(config: MixConfig, label_smoothing: float, num_classes: int) -> Mixu
     )
 
 
+def _check_pairs(batch_size: int) -> None:
+    if batch_size % 2:
+        raise ConfigurationError(
+            f"Mixup and CutMix blend pairs of images: a batch must be even, got {batch_size}. "
+            "Choose an even batch_size, and a train loader with drop_last."
+        )
+
+
 class ImageClassifier(pl.LightningModule):
     """Train a network on labelled images.
 
@@ -55,7 +63,8 @@ class ImageClassifier(pl.LightningModule):
         description: What a checkpoint says about the run, under the key ``"repblocks"``.
 
     Raises:
-        ConfigurationError: if there are fewer than two classes.
+        ConfigurationError: if there are fewer than two classes, or ``batch_size`` is odd and
+            pairs of images are blended.
     """
 
     def __init__(
@@ -70,6 +79,8 @@ class ImageClassifier(pl.LightningModule):
         super().__init__()
         if num_classes < 2:
             raise ConfigurationError(f"A classifier needs at least 2 classes, got {num_classes}.")
+        if config.mix.is_active:
+            _check_pairs(batch_size)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model
@@ -104,11 +115,7 @@ class ImageClassifier(pl.LightningModule):
     def _mixed(self, images: Tensor, targets: Tensor) -> Batch:
         if self.mix is None:
             return images, targets
-        if len(images) % 2:
-            raise ConfigurationError(
-                f"Mixup and CutMix blend pairs of images: a batch must be even, got {len(images)}. "
-                "Choose an even batch_size, and a train loader with drop_last."
-            )
+        _check_pairs(len(images))
         return self.mix(images, targets)
 
     def training_step(self, batch: Batch, _batch_idx: int) -> Tensor:

@@ -45,19 +45,26 @@ class TrainingResult:
     seconds: float
 
 
-def _resumed_step(classifier: ImageClassifier, ckpt_path: Path, max_epochs: int) -> int:
+def _resumed_step(
+    classifier: ImageClassifier, ckpt_path: Path, max_epochs: int, max_steps: int
+) -> int:
     """Check that a checkpoint fits before anything starts, and give its number of updates."""
     raw = read_checkpoint(ckpt_path).raw
     check_weights(classifier, raw["state_dict"])
-    missing = {"epoch", "global_step"} - raw.keys()
-    if missing:
-        raise CheckpointError(f"{ckpt_path} has no {sorted(missing)}: it cannot be continued.")
-    if raw["epoch"] >= max_epochs:
-        raise ConfigurationError(
-            f"{ckpt_path} was written in epoch {raw['epoch'] + 1}, and trainer.max_epochs is "
-            f"{max_epochs}. Raise trainer.max_epochs to train on."
-        )
-    return int(raw["global_step"])
+    try:
+        num_done = raw["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        step = int(raw["global_step"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{ckpt_path} has no {error}: it cannot be continued.") from error
+    limits = {"max_epochs": (num_done, max_epochs), "max_steps": (step, max_steps)}
+    for name, (done, limit) in limits.items():
+        if 0 < limit <= done:
+            raise ConfigurationError(
+                f"The run of {ckpt_path} is complete: {done} of trainer.{name}={limit} are done. "
+                f"Nothing was changed. Raise trainer.{name} to train on, or deploy it: "
+                f"deploy.py ckpt_path={ckpt_path}."
+            )
+    return step
 
 
 def _count(trainer: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -71,6 +78,11 @@ def _count(trainer: Mapping[str, Any], name: str, default: int | None = None) ->
 def _check_limits(trainer: Mapping[str, Any]) -> None:
     if trainer.get("limit_train_batches") == 0:
         raise ConfigurationError("trainer.limit_train_batches must be more than 0, got 0.")
+    clip = trainer.get("gradient_clip_val")
+    if isinstance(clip, int | float) and clip < 0:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val must be at least 0, or null for no clipping, got {clip}."
+        )
 
 
 def _refuse_other_run(output: Path) -> None:
@@ -170,7 +182,8 @@ def train(
             description, preprocessing=data.preprocessing, class_names=data.class_names
         ),
     )
-    step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path, epochs)
+    max_steps = trainer.get("max_steps", -1)
+    step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path, epochs, max_steps)
     folder = output / "checkpoints"
     pl.seed_everything(config.seed, verbose=False)
     runner = build_trainer(
@@ -179,7 +192,7 @@ def train(
         tensorboard=_tensorboard(output, step + 1 if step else 0) if config.tensorboard else None,
         output=output,
     )
-    _make_folder(folder)
+    _make_folder(output)
     start = time.perf_counter()
     with quiet():
         runner.fit(classifier, datamodule=data, ckpt_path=ckpt_path, weights_only=True)

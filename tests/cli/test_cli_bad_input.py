@@ -2,6 +2,7 @@
 
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,10 +66,34 @@ def is_empty(folder: Path) -> bool:
         (["trainer.callbacks=1"], "trainer.callbacks does not exist."),
         (["trainer.precision=7"], "trainer.precision must be 64 or 32 or 16 or "),
         (["trainer.devices=0"], "Lightning's Trainer refuses its options"),
+        (["data=null"], "data=null is not possible, data takes a name. Known: cifar10, cifar100,"),
+        (["trainer=3"], "trainer=3 is not possible, trainer takes a name. Known: default."),
+        (["experiment=null"], "repvgg_plain_cifar. To take none: ~experiment."),
+        (["block=[plain,null]"], "block=[plain,null] is not possible, block takes a name. Known"),
+        (["-m", "block=plain,null"], "block=plain,null is not possible, block takes a name."),
+        (["+debug=true"], "debug=true is not possible, debug takes a name. Known: one_batch"),
+        (["hydra/launcher=null"], "hydra/launcher=null is not possible, hydra/launcher takes a"),
+        (
+            ["block.num_conv_branches=4"],
+            "does not exist for block=default. It is an option of block=mobileone.",
+        ),
+        (["block.num_conv_brances=4"], "brances does not exist. Known: kernel_size, name."),
+        (
+            ["model.model_name=repblocks_repvgg_tinny"],
+            "unknown network 'repblocks_repvgg_tinny'. Did you mean 'repblocks_repvgg_tiny'?",
+        ),
+        (["model.num_classes=-1"], "model.num_classes is -1, but the data has 10. Leave it out"),
+        (
+            ["model.global_pool=foo"],
+            "model.global_pool must be avg or max or avgmax or catavgmax, got 'foo'.",
+        ),
+        (["data.batch_size=7", "mix.mixup_alpha=0.2"], "a batch must be even, got 7."),
+        (["trainer.gradient_clip_val=-1"], "gradient_clip_val must be at least 0, or null for no"),
     ],
 )
 def test_train(command, tmp_path, arguments, message):
-    code, error = command(train.main, *TINY, *arguments)
+    options = [] if arguments[0] == "-m" else TINY
+    code, error = command(train.main, *options, *arguments)
     assert code == 2
     assert message in error
     assert is_empty(tmp_path)
@@ -94,6 +119,18 @@ def test_deploy(command, tmp_path, arguments, message):
     code, error = command(deploy.main, *arguments)
     assert code == 2
     assert message in error
+    assert is_empty(tmp_path)
+
+
+def test_deploying_without_a_run_is_answered_before_heavy_imports(tmp_path):
+    code = (
+        "import sys, atexit; atexit.register(lambda: print('torch' in sys.modules));"
+        "import repblocks.cli.deploy as d; sys.argv = ['deploy.py']; d.main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert f"There is no checkpoint in {tmp_path}/outputs. Train first" in done.stderr
     assert is_empty(tmp_path)
 
 
@@ -155,6 +192,33 @@ def test_code_that_a_checkpoint_names_as_its_data_does_not_run(
     code, error = command(main, *mode, f"ckpt_path={path}")
     assert code == 2
     assert "names 'os.system' as its data" in error
+    assert is_empty(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("data.val_sise=3", "data.val_sise does not exist. Did you mean data.val_size?"),
+        (
+            "data.augmentation.horizontal_flp=1",
+            "horizontal_flp does not exist. Did you mean data.augmentation.horizontal_flip?",
+        ),
+        (
+            "deploy_shortcut=expand",
+            "network repblocks_repvgg_tiny of the checkpoint has no argument deploy_shortcut.",
+        ),
+    ],
+)
+def test_wrong_options_given_to_deploy(command, tmp_path, tmp_path_factory, wrong, message):
+    module = "repblocks.data"
+    data = {
+        "_target_": f"{module}.synthetic.SyntheticDataModule",
+        "augmentation": {"_target_": f"{module}.augmentation.Augmentation"},
+    }
+    path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", data)
+    code, error = command(deploy.main, f"ckpt_path={path}", "output=artifact", wrong)
+    assert code == 2
+    assert message in error
     assert is_empty(tmp_path)
 
 

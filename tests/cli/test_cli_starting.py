@@ -65,3 +65,11 @@ def test_only_our_data_modules_are_built_from_a_checkpoint():
         nested = {**node, "augmentation": [{"_target_": target}]}
         with pytest.raises(CheckpointError, match=f"names {target!r} as its data"):
             build_recorded_data(nested)
+
+
+@pytest.mark.parametrize("data", ["image_folder", "synthetic"])
+def test_a_resolved_configuration_prints_before_the_data_is_opened(data):
+    register()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        model = compose("train", [f"data={data}"]).model
+    assert (model.num_classes, model.in_chans) == ({"synthetic": 10}.get(data), 3)

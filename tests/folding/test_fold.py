@@ -205,6 +205,15 @@ def test_a_layer_with_a_second_caller_stays_for_that_one():
     assert (report.parameters_before, report.parameters_after) == (28, 40)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_transposed_convolutions_take_in_norms(groups):
+    up = nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=groups, bias=groups == 1)
+    model = ready(nn.Sequential(up, nn.BatchNorm2d(6), nn.ReLU()), 2, 4, 5, 6)
+    result = folded_exactly(model, 2, 4, 5, 6)
+    assert [type(layer) for layer in result] == [nn.ConvTranspose2d, nn.Identity, nn.ReLU]
+    assert not result.fold_report.left
+
+
 def test_hooks_are_barriers():
     hooked = ready(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 2, 4, 5, 5)
     hooked[0].register_forward_hook(lambda _m, _x, y: 2 * y)

@@ -49,6 +49,9 @@ def test_evaluation_uses_the_average_if_there_is_one():
 
 
 def test_odd_batch_cannot_be_mixed():
+    config = tiny_config(mix=MixConfig(mixup_alpha=0.2))
+    with pytest.raises(ConfigurationError, match=r"a batch must be even, got 5\."):
+        ImageClassifier(tiny_model(), 4, config, batch_size=5)
     module = classifier(mix=MixConfig(mixup_alpha=0.2))
     with pytest.raises(ConfigurationError, match=r"must be even, got 7. Choose an even batch_size"):
         module.training_step((torch.randn(7, 1, 12, 12), torch.zeros(7).long()), 0)

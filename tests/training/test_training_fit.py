@@ -10,8 +10,8 @@ from rich.console import Console
 from tiny_runs import SILENT, tiny_config, tiny_data, tiny_model, tiny_train
 from torch.nn import functional
 
-from repblocks.errors import CheckpointError, ConfigurationError
-from repblocks.training import load_weights, read_checkpoint, validate
+from repblocks.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from repblocks.training import OptimizerConfig, load_weights, read_checkpoint, validate
 from repblocks.training.seeding import BatchSeed
 
 
@@ -91,19 +91,40 @@ def test_resuming_another_network_is_refused_before_anything_starts(finished, tm
 def test_resuming_past_the_last_epoch_is_refused(finished, tmp_path):
     _, result = finished
     config = tiny_config(ema_decay=0.9)
-    with pytest.raises(
-        ConfigurationError, match=r"written in epoch 2, and trainer.max_epochs is 1"
-    ):
+    with pytest.raises(ConfigurationError, match=r"complete: 2 of trainer.max_epochs=1 are done"):
         tiny_train(tmp_path, config, ckpt_path=result.last, max_epochs=1)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
     folder, result = finished
-    before = (folder / "metrics.csv").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     config = tiny_config(ema_decay=0.9, checkpoint_every_n_steps=5)
-    again = tiny_train(folder, config, ckpt_path=result.last, max_epochs=2)
-    assert again.metrics["best_val_top1"] == result.metrics["best_val_top1"]
-    assert (folder / "metrics.csv").read_bytes() == before
+    for name, limits in (
+        ("max_epochs=2", {"max_epochs": 2}),
+        ("max_steps=24", {"max_epochs": 3, "max_steps": 24}),
+    ):
+        message = rf"trainer.{name} are done.*Raise trainer.*deploy.py ckpt_path=.*last\.ckpt"
+        with pytest.raises(ConfigurationError, match=message):
+            tiny_train(folder, config, ckpt_path=result.last, **limits)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_checkpoint_without_progress_cannot_be_continued(finished, tmp_path):
+    _, result = finished
+    raw = torch.load(result.last, weights_only=True)
+    del raw["loops"]
+    torch.save(raw, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"x.ckpt has no 'loops': it cannot be continued"):
+        tiny_train(tmp_path, tiny_config(ema_decay=0.9), ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_a_run_that_stops_before_a_checkpoint_leaves_no_folder_for_them(tmp_path):
+    config = tiny_config(
+        non_finite_patience=1, optimizer=OptimizerConfig(lr=1e30, base_batch_size=8)
+    )
+    with pytest.raises(NonFiniteLossError, match="not finite in 1 updates in a row"):
+        tiny_train(tmp_path, config)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_output_that_is_a_file_is_refused(tmp_path):
@@ -117,6 +138,7 @@ def test_output_that_is_a_file_is_refused(tmp_path):
     [
         ({"max_epochs": 0}, r"trainer.max_epochs must be at least 1, got 0"),
         ({"max_epochs": None}, r"trainer.max_epochs must be at least 1, got None"),
+        ({"gradient_clip_val": -1}, r"gradient_clip_val must be at least 0, .* got -1\."),
         ({"log_every_n_steps": 0}, r"trainer.log_every_n_steps must be at least 1, got 0"),
         ({"logger": True, "plugins": []}, r"trainer.logger, trainer.plugins cannot be set"),
         ({"max_epoch": 3}, r"refuses its options: .*max_epoch"),

@@ -1,0 +1,24 @@
+"""``repblocks list`` fits on two screens."""
+
+import sys
+
+import timm
+
+from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS
+from repblocks.cli.listing import main
+
+
+def test_each_block_and_network_is_listed_on_two_screens(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["repblocks", "list"])
+    monkeypatch.setenv("COLUMNS", "80")
+    main()
+    text = capsys.readouterr().out
+    words = text.replace(",", " ").split()
+    assert len(text.splitlines()) <= 60
+    assert set(words) >= {*CONV_BLOCKS, *STAGE_BLOCKS}
+    for name in timm.list_models("repblocks_*"):
+        family, _, variant = name.rpartition("_")
+        assert text.count(f"{family}_") == 1
+        assert variant in words
+    assert "num_conv_branches=4" in words
+    assert "Of each network: pretrained=False" in text

@@ -1,0 +1,56 @@
+"""A sweep ends with its table, also if a run failed; a sweep without a run leaves nothing."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# One run stands for each; only the second one is possible.
+PROGRAM = """
+import json
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
+from repblocks.cli.launching import launch
+from repblocks.errors import ConfigurationError
+
+def run(config):
+    if config.seed == 1:
+        raise ConfigurationError("seed must not be 1.")
+    row = {"overrides": f"seed={config.seed}", "accuracy": 0.5, "train_seconds": 1.0}
+    Path(HydraConfig.get().runtime.output_dir, "summary.json").write_text(json.dumps(row))
+
+launch("train", run)
+"""
+
+
+def sweep(folder, *arguments):
+    command = [sys.executable, "-c", PROGRAM, "-m", "hydra.sweep.dir=sweep", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_failed_run_is_marked_in_the_table(tmp_path):
+    done = sweep(tmp_path, "seed=1,2")
+    assert done.returncode == 2
+    assert "Run 0 failed: seed must not be 1." in done.stdout
+    assert done.stderr == "1 of 2 runs failed.\n"
+    cells = [[text.strip() for text in line.split("│")[1:4]] for line in done.stdout.splitlines()]
+    assert ["0", "seed=1", "failed"] in cells
+    assert ["1", "seed=2", "0.5"] in cells
+    with (tmp_path / "sweep/summary.csv").open() as file:
+        rows = [(row["accuracy"], row["error"]) for row in csv.DictReader(file)]
+    assert rows == [("", "seed must not be 1."), ("0.5", "")]
+    assert json.loads((tmp_path / "sweep/0/summary.json").read_text())["overrides"] == "seed=1"
+
+
+def test_a_sweep_without_failures_succeeds(tmp_path):
+    done = sweep(tmp_path, "seed=2,3")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
+    done = sweep(tmp_path, "block=plain,repvg")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Unknown block 'repvg'. Did you mean 'repvgg'?")
+    assert list(tmp_path.iterdir()) == []
