@@ -48,6 +48,7 @@ def check_train(config: DictConfig) -> None:
         nodes["model"] = _model_parameters(settings["model"])
     check(settings, parameters_of(TrainConfig), nodes, elsewhere)
     _check_registered(settings["model"])
+    _check_kernel_size(settings["block"].get("kernel_size"))
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
         _check_deployable(config.model.model_name)
@@ -64,6 +65,15 @@ def _check_registered(model: Mapping[str, Any]) -> None:
         f"model.model_name: unknown network {name!r}.{hint} `repblocks list` prints the networks "
         "that fold, timm.list_models() gives all."
     )
+
+
+def _check_kernel_size(size: Any) -> None:
+    """Check what a block would say in terms of its padding, which a network sets."""
+    if isinstance(size, int) and (size < 1 or size % 2 == 0):
+        raise ConfigurationError(
+            f"block.kernel_size must be odd (1, 3, 5, ...), or null for the sizes of the network, "
+            f"got {size}."
+        )
 
 
 def _check_deployable(name: str) -> None:

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from repblocks.cli.folders import remove_empty
 from repblocks.errors import RepblocksError
@@ -55,7 +55,9 @@ class Summary(Callback):
         rows = read_summaries(folder)
         num_failed = sum("error" in row for row in rows)
         shown = COLUMNS[:-1]
-        table = Table(*shown, caption=str(folder / "summary.csv"))
+        # A value that is cut off would not tell two runs apart.
+        table = Table(*(Column(name, overflow="fold") for name in shown))
+        table.caption = str(folder / "summary.csv")
         overrides = [row["overrides"].split() for row in rows]
         for row, own in zip(rows, overrides, strict=True):
             # What all runs share says nothing about one of them.

@@ -7,7 +7,7 @@ import logging
 import pickle
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,13 +51,15 @@ def describe(
         class_names: The names of the classes, in the order of the scores.
 
     Raises:
-        ConfigurationError: if ``model`` is missing, or a value is not plain Python.
+        ConfigurationError: if ``model`` is missing or has other classes, or a value is not plain
+            Python.
     """
     if not isinstance(description.get("model"), Mapping) or "name" not in description["model"]:
         raise ConfigurationError(
             'description must hold "model": {"name": ..., "kwargs": {...}}, from which deployment '
             f"rebuilds the network, got the keys {sorted(description)}."
         )
+    _check_classes(description["model"].get("kwargs", {}), class_names)
     complete = {
         **description,
         "format": FORMAT,
@@ -77,6 +79,16 @@ def describe(
             + str(error).splitlines()[-1]
         ) from error
     return complete
+
+
+def _check_classes(kwargs: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Check that each score of the network has a name."""
+    num_scores = kwargs.get("num_classes", len(class_names))
+    if num_scores != len(class_names):
+        raise ConfigurationError(
+            f"There are {len(class_names)} class names for a network of num_classes={num_scores}. "
+            "Each score needs one name."
+        )
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"Install the version that wrote it: {about.get('versions')}."
         )
     try:
+        _check_classes(about["model"].get("kwargs", {}), about["class_names"])
         return Checkpoint(
             path=path,
             model_name=about["model"]["name"],
@@ -174,6 +187,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             config=dict(about.get("config", {})),
             raw=raw,
         )
+    except ConfigurationError as error:
+        raise CheckpointError(f"{path}: {error} Take another checkpoint.") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not complete: {type(error).__name__} {error}. Take another checkpoint."

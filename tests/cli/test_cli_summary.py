@@ -4,9 +4,12 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+import pytest
+from omegaconf import OmegaConf
+
+from repblocks.cli.summary import Summary
+
 # One run stands for each; only the second one is possible.
 PROGRAM = """
 import json
@@ -42,6 +45,20 @@ def test_a_failed_run_is_marked_in_the_table(tmp_path):
         rows = [(row["accuracy"], row["error"]) for row in csv.DictReader(file)]
     assert rows == [("", "seed must not be 1."), ("0.5", "")]
     assert json.loads((tmp_path / "sweep/0/summary.json").read_text())["overrides"] == "seed=1"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_runs_can_be_told_apart_in_a_narrow_terminal(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    values = ("0.0009765625", "0.0009765626")
+    for number, value in enumerate(values):
+        (tmp_path / str(number)).mkdir()
+        row = {"overrides": f"seed=1 optimizer.weight_decay={value}", "accuracy": 0.5}
+        (tmp_path / str(number) / "summary.json").write_text(json.dumps(row))
+    Summary().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    lines = capsys.readouterr().out.splitlines()
+    text = "".join(line.split("│")[2].strip() for line in lines if "│" in line)
+    assert text == "".join(f"optimizer.weight_decay={value}" for value in values)
 
 
 def test_a_sweep_without_failures_succeeds(tmp_path):

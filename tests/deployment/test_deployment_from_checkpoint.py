@@ -114,7 +114,11 @@ def test_an_option_that_the_network_lacks_is_named(tmp_path: Path) -> None:
     [
         ({"name": "repvg_a0", "kwargs": {}}, "best.ckpt names the network 'repvg_a0', which is"),
         ({"name": NAME, "kwargs": {**KWARGS, "block": "repvg"}}, "fails with: .*'repvgg'"),
-        ({"name": NAME, "kwargs": {**KWARGS, "num_classes": 9}}, r"head.weight \(7, 8\) for \(9"),
+        (
+            {"name": NAME, "kwargs": {**KWARGS, "num_classes": 9}},
+            "7 class names .*_classes=9",
+        ),
+        ({"name": NAME, "kwargs": {**KWARGS, "in_chans": 1}}, r" \(8, 3, 3, 3\) for \(8, 1, 3, 3"),
         ({"name": NAME, "kwargs": {**KWARGS, "block": "plain"}}, "do not fit Net: .* unexpected"),
     ],
 )

@@ -92,6 +92,11 @@ def test_other_formats_and_incomplete_ones_are_refused(tmp_path, written):
     torch.save(raw, tmp_path / "less")
     with pytest.raises(CheckpointError, match="not complete: KeyError 'state_dict'"):
         read_checkpoint(tmp_path / "less")
+    unnamed = {**raw["repblocks"], "model": {"name": "tiny", "kwargs": {"num_classes": 5}}}
+    torch.save({"state_dict": {}, "repblocks": unnamed}, tmp_path / "unnamed")
+    message = r"unnamed: There are 4 class names for a network of num_classes=5\. .* Take another"
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / "unnamed")
 
 
 def test_description_is_checked_before_training():
@@ -100,6 +105,9 @@ def test_description_is_checked_before_training():
         describe({"config": {}}, **facts)
     with pytest.raises(ConfigurationError, match="plain Python only"):
         describe({**DESCRIPTION, "config": {"f": tiny_model}}, **facts)
+    model = {"name": "tiny", "kwargs": {"num_classes": 3}}
+    with pytest.raises(ConfigurationError, match=r"are 2 class names .* of num_classes=3\."):
+        describe({"model": model}, **facts)
 
 
 def test_failed_write_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monkeypatch):
