@@ -31,7 +31,11 @@ def build(path: str, node: Mapping[str, Any]) -> Any:
         cause = error.__cause__
         if isinstance(cause, RepblocksError):
             raise cause from error
-        raise ConfigurationError(f"{path} cannot be built: {cause or error}") from error
+        raise ConfigurationError(f"{path} cannot be built: {_said(cause or error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
 def build_data(node: Mapping[str, Any]) -> ImageDataModule:

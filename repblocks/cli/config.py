@@ -45,7 +45,10 @@ class DeployConfig:
     output: str | None
     formats: list[str]
     deploy_shortcut: Literal["add", "expand"] | None
+    explain: bool
     data: Node
+    block: Node
+    model: Node | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from repblocks.cli.composing import plain
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.folders import newest_run_checkpoint
 from repblocks.cli.launching import launch
+from repblocks.errors import ConfigurationError
 
 _OUTPUTS = Path("outputs")
 
@@ -32,8 +33,17 @@ def run(config: DictConfig) -> None:
     settings = plain(config, resolve=True)
     check(settings, parameters_of(DeployConfig), {})
     wanted = DeployConfig(**settings)
+    if wanted.model:
+        from repblocks.cli.network_run import network_run
+
+        return network_run(wanted)
+    if wanted.explain:
+        raise ConfigurationError(
+            "explain=true shows what would be folded of model=...; of a checkpoint each block is "
+            "folded, as its report.md says. Leave explain out, or name a network."
+        )
     path = Path(wanted.ckpt_path) if wanted.ckpt_path else newest_run_checkpoint(_OUTPUTS)
     # Lightning and timm take seconds to load, and --help does without them.
     from repblocks.cli.deployment_run import deploy_run
 
-    deploy_run(path, wanted)
+    return deploy_run(path, wanted)

@@ -41,7 +41,9 @@ def print_lists() -> None:
         console.print(_table(title, {name: [registry[name]] for name in registry}))
     entries = [timm.model_entrypoint(name) for name in timm.list_models("repblocks_*")]
     families = itertools.groupby(entries, lambda entry: entry.__name__.rpartition("_")[0])
-    console.print(_table("network", {name: list(variants) for name, variants in families}))
+    rows = [(family, list(variants)) for family, variants in families]
+    alone = {family: v[0].__name__ if len(v) == 1 else family for family, v in rows}
+    console.print(_table("network", {alone[family]: variants for family, variants in rows}))
 
 
 def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Table:

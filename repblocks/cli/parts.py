@@ -67,7 +67,7 @@ def build_parts(config: DictConfig) -> Parts:
         model=model,
         training=training,
         callbacks=[build(f"callbacks.{key}", node) for key, node in callbacks],
-        description={"config": settings, "model": _recipe(settings["model"])},
+        description={"config": settings, "model": recipe(settings["model"])},
     )
 
 
@@ -98,11 +98,11 @@ def _training(settings: Mapping[str, Any]) -> TrainingConfig:
     return TrainingConfig(**{**plain_values, **settings["logger"], **nodes})
 
 
-def _recipe(model: Mapping[str, Any]) -> dict[str, Any]:
+def recipe(model: Mapping[str, Any]) -> dict[str, Any]:
     """Give name and arguments of the network itself, without where its weights came from."""
     import timm
 
-    others = {"_target_", *parameters_of(timm.create_model)}
+    others = {"_target_", "weights", *parameters_of(timm.create_model)}
     kwargs = {key: value for key, value in model.items() if key not in others}
     return {"name": model["model_name"], "kwargs": kwargs}
 

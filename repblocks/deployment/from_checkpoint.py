@@ -13,10 +13,10 @@ from torch import Tensor
 
 from repblocks.data import ImageDataModule
 from repblocks.deployment.load import build
+from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
-from repblocks.folding.switch import fold_blocks
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 
 _EXAMPLE_IMAGES = 8
@@ -54,21 +54,23 @@ def deploy_checkpoint(
     load_weights(training_form, checkpoint.state_dict, new_head=False)
     training_form.eval()
     validation, note = _validation_batches(data, checkpoint)
-    folded, blocks = fold_blocks(training_form)
+    example = _example(checkpoint)
+    folded = fold_network(training_form, checkpoint.model_name, arguments, example)
     return deploy(
         training_form,
-        folded,
+        folded.model,
         output=output,
         description={
-            "model": {"name": checkpoint.model_name, "kwargs": arguments},
+            "model": folded.recipe,
             "preprocessing": checkpoint.preprocessing,
             "class_names": checkpoint.class_names,
         },
-        example_input=_example(checkpoint),
+        example_input=example,
         validation=validation,
         formats=formats,
-        blocks=blocks,
+        blocks=folded.blocks,
         note=note,
+        fold=folded.report,
     )
 
 

@@ -17,6 +17,7 @@ from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import Format, check_formats
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.recording import evaluation_copy
 from repblocks.folding.reference import Comparison, Reference
 from repblocks.folding.switch import FoldedBlock
@@ -38,6 +39,7 @@ def deploy(
     formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
     blocks: Sequence[FoldedBlock] = (),
     note: str = "no validation data was given",
+    fold: FoldReport | None = None,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -56,6 +58,7 @@ def deploy(
         formats: Names of the formats to write.
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
+        fold: What a fold of the whole network did, for the report.
 
     Raises:
         VerificationError: if the folded network or a written form is another function.
@@ -90,6 +93,7 @@ def deploy(
             sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
             versions=_versions(),
             measured=_measure(before, after, example_input),
+            fold=fold,
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.cost import Cost
+from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import Verification
@@ -38,6 +39,7 @@ class DeploymentReport:
         sizes: Bytes of each written file.
         versions: Of the packages that wrote the artifact.
         measured: Latencies in milliseconds; the only part that another run does not repeat.
+        fold: What became of a network that was folded as a whole, and what was left.
     """
 
     model: Mapping[str, Any]
@@ -51,6 +53,7 @@ class DeploymentReport:
     sizes: Mapping[str, int]
     versions: Mapping[str, str]
     measured: Mapping[str, Any]
+    fold: FoldReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -64,20 +67,21 @@ class DeploymentReport:
             for b in self.blocks
         ]
         sections = [
-            f"# {self.model['name']}",
+            f"# {self._title}",
             _markdown(("", "training form", "deployed form"), self._cost_rows()),
             self._verdict(),
             _PROOF,
             _markdown(("form", "difference", "allowed"), self._proof_rows()),
             _markdown(("file", "size"), self._file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
+            self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
         ]
         return "\n\n".join(filter(None, sections)) + "\n"
 
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
-        table = Table("", "training form", "deployed form", title=self.model["name"])
+        table = Table("", "training form", "deployed form", title=self._title)
         table.caption = self._verdict()
         for row in self._cost_rows():
             table.add_row(*row)
@@ -88,6 +92,12 @@ class DeploymentReport:
         for file, size in self._file_rows():
             table.add_row(file, "", size)
         return table
+
+    @property
+    def _title(self) -> str:
+        """The name, and after it that of a network which is an argument of it."""
+        names = (self.model["name"], self.model.get("kwargs", {}).get("name"))
+        return " ".join(filter(None, names))
 
     def _cost_rows(self) -> Rows:
         before, after, latency = self.training_form, self.deployed_form, self.measured["latency_ms"]

@@ -110,12 +110,15 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
     def apply(values: Mapping[Step, Located]) -> Located:
         value = values[operand]
         scales, moves = (_per_channel(t, shape, value.axis) for t in (factors, shifts))
-        own = scale(scales) if not moves.any() else channelwise(scales, moves)
-        return value.then(own)
+        return value.then(channelwise(scales, moves) if is_shift else scale(scales))
 
-    is_scale = bool((factors != 1).any())
+    # Of tensors, which may be trained, no value is special: the plan is that of the program.
+    is_scale, is_shift = (
+        isinstance(factor, Tensor) or factor != 1,
+        isinstance(shift, Tensor) or shift != 0,
+    )
     macs = numel(shape) if is_scale else 0
-    is_nothing = not is_scale and not shifts.any()
+    is_nothing = not is_scale and not is_shift
     return Operation((operand,), apply, Kind.MOVE if is_nothing else Kind.SCALE, macs)
 
 

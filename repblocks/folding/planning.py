@@ -1,10 +1,10 @@
 """Choose what is computed at once: the cheapest way to give every value that is needed.
 
 A plan says which affine steps are materialised, and from which source each one is. Its cost counts
-multiply-adds first, then values written and weights read; it may not have more layers than the
-program. Where every value inside a region has one reader, the cheapest plan is found by a
-recursion; values with several readers (and what only leads to them) are enumerated: each may be
-materialised once for all, or computed anew for each reader.
+multiply-adds first, then values written and, once for each input of the batch, weights read; it may
+not have more layers than the program. Where every value inside a region has one reader, the
+cheapest plan is found by a recursion; values with several readers (and what only leads to them) are
+enumerated: each may be materialised once for all, or computed anew for each reader.
 """
 
 from __future__ import annotations
@@ -215,13 +215,13 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
     moved = 0 if operation.kind is Kind.MOVE else size
     layers = int(operation.kind is Kind.WEIGHT)
     if layers:
-        moved += sum(w.numel() for w in weights_of(step) if w.ndim > 1)
+        moved += region.batch * sum(w.numel() for w in weights_of(step) if w.ndim > 1)
     yield Way(step, operation.operands, (operation.macs, moved, layers))
     for candidate in region.candidates[step]:
         if candidate.layers and len(candidate.interior) > 1 and is_layer(step, candidate):
             size = numel(step.shape) or candidate.value.map.out_channels
             weights = candidate.value.map.out_channels * candidate.width
-            cost = (size * candidate.width, size + weights, 1)
+            cost = (size * candidate.width, size + region.batch * weights, 1)
             yield Way(step, (candidate.source,), cost, candidate, candidate.interior - {step})
 
 

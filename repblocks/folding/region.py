@@ -13,7 +13,7 @@ from torch import nn
 from repblocks.algebra.affine import AffineMap
 from repblocks.errors import NotFoldable
 from repblocks.folding import arithmetic, moves  # noqa: F401 # fill the table of operations
-from repblocks.folding.flow import Flow, Step, steps_in
+from repblocks.folding.flow import INPUT, Flow, Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import describe
 
@@ -61,6 +61,7 @@ class Region:
         required: Those whose own value is needed: nothing, or something not affine, reads it.
         candidates: The ways to compute each one at once.
         reasons: Why a step is not affine, or why it does not compose with what is before it.
+        batch: Inputs of the example, over which the cost of reading a weight is shared.
     """
 
     operations: dict[Step, Operation] = field(default_factory=dict)
@@ -68,11 +69,12 @@ class Region:
     required: set[Step] = field(default_factory=set)
     candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
     reasons: dict[Step, list[str]] = field(default_factory=dict)
+    batch: int = 1
 
     @classmethod
     def of(cls, flow: Flow) -> Region:
         """Find the affine steps of a flow."""
-        region = cls()
+        region = cls(batch=_batch(flow))
         described: dict[Step, Operation] = {}
         for step in flow.steps:
             try:
@@ -144,6 +146,11 @@ class Region:
         interior = frozenset({step}.union(*(part.interior for part in parts.values())))
         layers = sum(self.operations[s].kind is Kind.WEIGHT for s in interior)
         return Candidate(first.source, first.start, value, interior, layers)
+
+
+def _batch(flow: Flow) -> int:
+    shapes = [step.shape for step in flow.steps if step.target == INPUT and step.shape]
+    return max(1, shapes[0][0]) if shapes else 1
 
 
 def _channels(operand: Step, reader: Step) -> list[tuple[int, int]]:

@@ -4,3 +4,4 @@ from repblocks.models.mobileone import MobileOne as MobileOne
 from repblocks.models.repnext import RepNeXt as RepNeXt
 from repblocks.models.repvgg import RepVGG as RepVGG
 from repblocks.models.resnet_cifar import ResNetCifar as ResNetCifar
+from repblocks.models.timm_network import repblocks_timm as repblocks_timm

@@ -285,7 +285,6 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
     [
         ("formats=[onxx]", "Unknown export format 'onxx'. Did you mean 'onnx'"),
         ("formats=[]", "at least one export format, got none"),
-        ("model.model_name=resnet18", "resnet18 has no blocks to fold"),
         ("seed=-1", "seed must be in [0, 2**32), got -1"),
         ("trainer.limit_train_batches=0", "limit_train_batches must be more than 0, got 0"),
     ],

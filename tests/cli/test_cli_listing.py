@@ -14,11 +14,11 @@ def test_each_block_and_network_is_listed_on_two_screens(monkeypatch, capsys):
     main()
     text = capsys.readouterr().out
     words = text.replace(",", " ").split()
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 64
     assert set(words) >= {*CONV_BLOCKS, *STAGE_BLOCKS}
     for name in timm.list_models("repblocks_*"):
         family, _, variant = name.rpartition("_")
-        assert text.count(f"{family}_") == 1
-        assert variant in words
+        is_alone = name in words
+        assert is_alone or (text.count(f"{family}_") == 1 and variant in words)
     assert "num_conv_branches=4" in words
     assert "Of each network: pretrained=False" in text

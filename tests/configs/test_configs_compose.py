@@ -6,6 +6,7 @@ from hydra import compose, initialize_config_dir
 from repblocks.blocks import CONV_BLOCKS
 from repblocks.cli.building import build_data
 from repblocks.cli.checking import check, parameters_of
+from repblocks.cli.checking_network import check_network
 from repblocks.cli.checking_train import check_train
 from repblocks.cli.composing import config_folder, plain, register
 from repblocks.cli.config import DeployConfig
@@ -26,7 +27,8 @@ def hydra():
 
 @pytest.mark.parametrize("choice", [*CHOICES, *(f"block={name}" for name in CONV_BLOCKS)])
 def test_it_composes_and_passes_the_check(choice):
-    check_train(compose("train", [choice]))
+    required = ["model.name=resnet18"] if choice == "model=timm" else []
+    check_train(compose("train", [choice, *required]))
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment=")])
@@ -43,8 +45,12 @@ def test_without_arguments_it_is_the_quick_start():
     assert compose("train") == compose("train", ["experiment=mnist5k"])
 
 
-def test_deploy_composes():
-    check(plain(compose("deploy"), resolve=True), parameters_of(DeployConfig), {})
+@pytest.mark.parametrize("overrides", [[], ["model=timm", "model.name=resnet18", "block=acb"]])
+def test_deploy_composes(overrides):
+    settings = plain(compose("deploy", overrides), resolve=True)
+    check(settings, parameters_of(DeployConfig), {})
+    if settings.get("model"):
+        check_network(settings, parameters_of(DeployConfig), {})
 
 
 def test_what_is_composed_is_what_is_built():

@@ -1,0 +1,116 @@
+"""``deploy.py model=...``: fold any network, without a checkpoint of ``train.py``."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import repblocks.models  # noqa: F401 - registers our networks with timm
+from repblocks.cli.building import build
+from repblocks.cli.checking import parameters_of
+from repblocks.cli.checking_network import check_network
+from repblocks.cli.config import DeployConfig
+from repblocks.cli.parts import recipe
+from repblocks.deployment.network import fold_network
+from repblocks.deployment.pipeline import deploy
+from repblocks.errors import ConfigurationError
+from repblocks.expansion import recalibrate_bn
+from repblocks.folding.fold import explain
+
+_EXAMPLE_IMAGES = 2
+_WEIGHTS_HOST = ("huggingface.co", 443)
+_log = logging.getLogger(__name__)
+
+
+def network_run(settings: DeployConfig) -> None:
+    """Fold the network that the settings name; write its artifact, or only show the plan.
+
+    Args:
+        settings: With ``model`` and without a checkpoint.
+
+    Raises:
+        RepblocksError: if the network or the output is not possible, or the proof fails.
+    """
+    check_network(asdict(settings), parameters_of(DeployConfig), {})
+    node: dict[str, Any] = dict(settings.model or {})
+    if settings.ckpt_path or settings.data or settings.deploy_shortcut:
+        raise ConfigurationError(
+            "ckpt_path, data and deploy_shortcut belong to a run of train.py; leave them out with "
+            "model=..., whose weights are model.weights=FILE."
+        )
+    console = Console(soft_wrap=True)
+    model = _network(node)
+    example = _example(model, int(node.get("in_chans") or 3))
+    if not _has_weights(node):
+        recalibrate_bn(model, [example, torch.randn_like(example)])
+    if settings.explain:
+        console.print(explain(model, example))
+        return
+    known = recipe(node)
+    folded = fold_network(model, known["name"], known["kwargs"], example)
+    output = Path(
+        settings.output or Path("outputs") / "deploy" / str(node.get("name", known["name"]))
+    )
+    report = deploy(
+        model,
+        folded.model,
+        output=output,
+        description={
+            "model": folded.recipe,
+            "preprocessing": _preprocessing(model, example),
+            "class_names": None,
+        },
+        example_input=example,
+        formats=settings.formats,
+        blocks=folded.blocks,
+        fold=folded.report,
+    )
+    console.print(report.to_table())
+    console.print(f"Artifact: {output}")
+
+
+def _network(node: dict[str, Any]) -> nn.Module:
+    """Build the network in evaluation mode, with downloaded weights if no others are given."""
+    if not _has_weights(node) and "pretrained" not in node and _is_reachable(_WEIGHTS_HOST):
+        node["pretrained"] = True
+    if not _has_weights(node):
+        _log.warning(
+            "The weights are random, and BatchNorm statistics are measured on random images, as "
+            "%s cannot be reached. Give model.weights=FILE for a local checkpoint.",
+            _WEIGHTS_HOST[0],
+        )
+    return build("model", node).eval()
+
+
+def _has_weights(node: dict[str, Any]) -> bool:
+    return bool(node.get("weights") or node.get("pretrained"))
+
+
+def _is_reachable(address: tuple[str, int]) -> bool:
+    """Ask once: a download without a network would try for a minute."""
+    try:
+        socket.create_connection(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _example(model: nn.Module, channels: int) -> Tensor:
+    size = timm.data.resolve_model_data_config(model)["input_size"]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_EXAMPLE_IMAGES, channels, *size[1:], generator=generator)
+
+
+def _preprocessing(model: nn.Module, example: Tensor) -> dict[str, Any]:
+    found = timm.data.resolve_model_data_config(model)
+    known = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
+    values = {key: list(v) if isinstance(v := found[key], tuple) else v for key in known}
+    return {"input_size": list(example.shape[1:]), **values}
