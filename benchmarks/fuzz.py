@@ -60,10 +60,10 @@ def parse() -> argparse.Namespace:
 
 def run(seed: int) -> tuple[set[str], set[str]]:
     """Fold the region of a seed; say what became of it, and which promises broke."""
-    region, x = random_region(seed)
     try:
+        region, x = random_region(seed)
         judged = judge(region, x, TOLERANCE)
-    except Exception as error:  # noqa: BLE001  # any error of the fold is what is looked for
+    except Exception as error:  # noqa: BLE001  # any error is what is looked for
         return {"raised"}, {f"{type(error).__name__}: {error}"[:100]}
     report = judged.report
     found = {f"refused: {left.reason}" for left in report.left}

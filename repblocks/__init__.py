@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from repblocks.blocks import RepBlock as RepBlock
     from repblocks.blocks import create_block as create_block
     from repblocks.deployment.load import load as load
+    from repblocks.expansion import expand as expand
+    from repblocks.expansion import insert_bn as insert_bn
+    from repblocks.expansion import recalibrate_bn as recalibrate_bn
+    from repblocks.expansion import swap as swap
     from repblocks.folding.fold import explain as explain
     from repblocks.folding.fold import fold as fold
     from repblocks.folding.switch import fold_blocks as fold_blocks
@@ -22,10 +26,14 @@ _HOMES = {
     "ConvKernel": "repblocks.algebra",
     "RepBlock": "repblocks.blocks",
     "create_block": "repblocks.blocks",
+    "expand": "repblocks.expansion",
     "explain": "repblocks.folding.fold",
     "fold": "repblocks.folding.fold",
     "fold_blocks": "repblocks.folding.switch",
+    "insert_bn": "repblocks.expansion",
     "load": "repblocks.deployment.load",
+    "recalibrate_bn": "repblocks.expansion",
+    "swap": "repblocks.expansion",
     "verify": "repblocks.folding.verification",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605 # made from the table, which is checked by a test

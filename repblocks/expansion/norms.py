@@ -18,10 +18,11 @@ from repblocks.expansion.modes import evaluating
 def insert_bn(deployed: nn.Module, data: Iterable[Any]) -> nn.Module:
     """Return a copy of a deployed network with a BatchNorm after each convolution.
 
-    Evaluation mode computes what it did: each BatchNorm starts as the identity, with the measured
-    mean and deviation as its bias and weight. A convolution becomes a ``plain`` block; one that a
-    BatchNorm follows already takes that one over. Left are convolutions whose output has a single
-    position, as in squeeze-and-excitation, where the statistics of a batch are of few values.
+    Evaluation mode computes what it did: each BatchNorm starts as the identity, but that it takes
+    over the bias of its convolution, with the measured deviation as its weight. A convolution
+    becomes a ``plain`` block; one that a BatchNorm follows already takes that one over. Left are
+    convolutions whose output has a single position, as in squeeze-and-excitation, where the
+    statistics of a batch are of few values.
 
     Args:
         deployed: Any network; it is not changed.

@@ -62,7 +62,7 @@ def _chain(conv: Step, region: Region, sites: Sites) -> ConvChain:
 
 def _path(step: Step | None) -> str | None:
     """Return the name of an activation: a module that has no parameters and is not affine."""
-    if step is None or step.module is None or any(step.module.parameters()):
+    if step is None or step.module is None or any(True for _ in step.module.parameters()):
         return None
     return step.path
 

@@ -21,7 +21,7 @@ CHANGED = "changed in place"
 INPUT = "input"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # they hold one another
 class Scope:
     """A non-leaf module with its trace, as it was called once.
 
@@ -54,7 +54,7 @@ class Scope:
         return None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # they hold one another
 class Step:
     """One operation.
 
@@ -95,7 +95,7 @@ class Step:
         return list(dict.fromkeys(steps_in((self.args, self.kwargs))))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # they hold one another
 class Flow:
     """The program of one root: the model, or a module under one that could not be traced.
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from repblocks.algebra.kernel import Conv
+from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Scope, Step, has_hooks
 from repblocks.folding.operation import Kind
@@ -62,6 +63,7 @@ class Sites:
         self._region = region
         self._calls = calls
         self._foreign = foreign
+        self._steps = flow.steps
         self._mutators = [step for step in flow.steps if step.mutates]
 
     def find(self, step: Step, candidate: Candidate) -> Site:
@@ -93,8 +95,21 @@ class Sites:
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
         if not self._reads_in_time(candidate.source, slot):
             return None
-        emptied = [self._emptied(s) for s in interior if s is not slot and self._is_emptied(s)]
-        return Site(slot.path, tuple(emptied))
+        path, gone = self._block(slot, interior)
+        emptied = [self._emptied(s) for s in interior if s not in gone and self._is_emptied(s)]
+        return Site(path, tuple(emptied))
+
+    def _block(self, slot: Step, interior: Sequence[Step]) -> tuple[str, Set[Step]]:
+        """Give the path of the block that a layer stands in, if it does no more than the chain.
+
+        Other modules stay around their layer; a block is there to be folded.
+        """
+        for scope in _enclosing(slot):
+            inside = {step for step in self._steps if scope in _enclosing(step)}
+            fits = inside <= set(interior) and self.replaceable(scope.module)
+            if fits and isinstance(scope.module, RepBlock):
+                return scope.path, inside
+        return slot.path, {slot}
 
     def _is_chain(self, interior: Sequence[Step], source: Step) -> bool:
         before = source
