@@ -56,7 +56,8 @@ def _run_name(*, _root_: DictConfig) -> str:
     chosen = _root_.hydra.runtime.choices
     if chosen.get("experiment"):
         return str(chosen["experiment"])
-    parts = (chosen.get("model") or _root_.model.model_name, _root_.block.name)
+    network = _root_.model.get("name") or chosen.get("model") or _root_.model.model_name
+    parts = (network, _root_.block.name)
     return "-".join(str(part).replace("/", "_") for part in parts if part)
 
 

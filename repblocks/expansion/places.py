@@ -94,12 +94,12 @@ def _obstacle(conv: Conv, norm: BatchNorm | None, path: str, is_followed: bool) 
     hooked = [m for m in (conv, norm) if m and (m._forward_hooks or m._forward_pre_hooks)]
     if not path:
         return "It is the model itself, and not a part of one."
+    if hooked:
+        return f"The forward hooks of {type(hooked[0]).__name__} would be lost; remove them."
     if not is_followed:
         return "It is not called exactly once, or by code that cannot be followed."
     if not has_rule(conv):
         return f"{type(conv).__name__} convolves in a way of its own."
-    if hooked:
-        return f"The forward hooks of {type(hooked[0]).__name__} would be lost; remove them."
     if conv.padding_mode != "zeros":
         return f"Blocks pad with zeros, its padding mode is {conv.padding_mode!r}."
     if any(low != high for low, high in conv_padding(conv)):

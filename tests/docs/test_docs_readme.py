@@ -34,6 +34,7 @@ KINDS = {
     "lists": r"uv run (repblocks list|train\.py --help)",
     "quick start": r"uv run train\.py",
     "deploy newest": r"uv run deploy\.py",
+    "any network": r"uv run deploy\.py model=.*",
     "deploy": r"uv run deploy\.py .*",
     "sweep": r"uv run train\.py -m .*",
     "validate": r"uv run train\.py mode=validate .*",
@@ -147,7 +148,7 @@ def test_the_artifact_is_loaded_as_shown(quick_start):
 def test_a_network_is_trained(command, tmp_path):
     run(tmp_path, command, *TINY, "deploy=false")
     output = the_run(tmp_path)
-    choices = re.findall(r"\b(?:model|block|experiment)=(\w+)", command)
+    choices = re.findall(r"\b(?:model|block|experiment|model\.name)=(?!timm)(\w+)", command)
     assert choices
     assert output.parent.name == "-".join(choices) or choices[0] in output.parent.name
     config = yaml.safe_load((output / "config.yaml").read_text())
@@ -218,6 +219,14 @@ def test_a_checkpoint_is_deployed_where_told(command, folder):
     run(folder, command, "formats=[safetensors]")
     network = repblocks.load(folder / "DIR")
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@commands("any network")
+def test_a_network_that_is_not_ours_is_deployed(command, tmp_path):
+    printed = run(tmp_path, command, "formats=[safetensors]")
+    assert "folded: difference" in printed
+    (artifact,) = tmp_path.glob("outputs/deploy/*")
+    assert repblocks.load(artifact)(torch.randn(1, 3, 224, 224)).shape == (1, 1000)
 
 
 @commands("lists")
