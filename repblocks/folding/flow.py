@@ -247,9 +247,10 @@ def _symbol(leaf: Any) -> Any:
 
 
 def _is_from_torch(module: nn.Module) -> bool:
-    """Tell whether a module is torch's own, except for those that only hold others."""
+    """Tell whether a module is torch's own, except for those that only name others or a view."""
     home = type(module).__module__
-    return home.startswith("torch.") and not isinstance(module, nn.Sequential)
+    is_name = isinstance(module, nn.Sequential | nn.Flatten | nn.Unflatten)
+    return home.startswith("torch.") and not is_name
 
 
 def _picks_known_item(node: fx.Node, args: tuple[Any, ...]) -> bool:

@@ -22,7 +22,8 @@ from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
 from repblocks.folding.planning import Plan, plan
-from repblocks.folding.pushing import Push, push, undo
+from repblocks.folding.pulling import Push
+from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, put, rewrite
 from repblocks.folding.sites import Emptied, Sites, calls_and_foreign

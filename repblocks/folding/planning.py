@@ -232,8 +232,8 @@ def is_layer(step: Step, candidate: Candidate) -> bool:
         return False  # where there is no example, nobody knows which of the two sizes counts
     if axes:
         return candidate.start == 1 == candidate.value.axis
-    last = -1 if shape is None else len(shape) - 1
-    return candidate.start == last and candidate.value.axis in (-1, len(step.shape or ()) - 1)
+    # From another axis, views inside have to stay: the place of the layer is then found, or not.
+    return candidate.value.axis in (-1, len(step.shape or ()) - 1)
 
 
 def _sum(one: Cost, other: Cost) -> Cost:

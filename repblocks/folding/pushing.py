@@ -1,54 +1,41 @@
-"""Push a scale and shift of each channel back through a concatenation or a sum.
+"""Move a scale and shift of each channel to where layers take it in.
 
-``norm(cat(a, b))`` is ``cat(norm_a(a), norm_b(b))``, and of a sum each term takes the scale and the
-first one the shift. That is done only where every branch ends in a layer that takes it in.
+Back through a concatenation or a sum: ``norm(cat(a, b))`` is ``cat(norm_a(a), norm_b(b))``, and of
+a sum each term takes the scale and the first one the shift. Or forward through what averages or
+picks positions: ``pool(norm(x))`` is ``norm(pool(x))``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
-from repblocks.folding.operation import Kind, Operation, numel
+from repblocks.folding.operation import Kind, numel
 from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
+from repblocks.folding.pulling import MOVED, Push, pull
 from repblocks.folding.region import Region
-
-PUSHED = "pushed back"
-
-
-@dataclass(frozen=True, eq=False)
-class Push:
-    """One scale and shift that was pushed back.
-
-    Args:
-        step: Where it stood; it is the identity now.
-        join: What it was pushed through.
-        parts: What stands in the branches instead.
-        before: The operations of ``step`` and ``join`` before.
-    """
-
-    step: Step
-    join: Step
-    parts: tuple[Step, ...]
-    before: Mapping[Step, Operation]
 
 
 def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
-    """Push back what was not folded and can be; the flow and the region are changed."""
+    """Move what was not folded and can be; the flow and the region are changed."""
     found: list[Push] = []
     for step, operation in list(region.operations.items()):
         is_scale = operation.kind in (Kind.NORM, Kind.SCALE) and operation.macs > 0
         join = operation.operands[0]
         taken = any(join is other.join for other in found)
-        if is_scale and step not in folded and not taken and _is_pushable(join, step, region):
-            try:
+        if not is_scale or step in folded or taken:
+            continue
+        try:
+            if _is_pushable(join, step, region):
                 found.append(_push(flow, region, step, join))
-            except NotFoldable:
-                continue
+            else:
+                found.append(pull(flow, region, step))
+        except NotFoldable:
+            continue
     if found:
         region.describe(flow, dict(region.operations))
     return found
@@ -102,7 +89,7 @@ def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
         moved = shift[chosen] if is_first else torch.zeros_like(shift)
         macs = numel(branch.shape) if is_first else 0
         number = (branch.number + join.number) / 2
-        part = Step(number, PUSHED, (branch,), {}, branch.path, None, shape=branch.shape)
+        part = Step(number, MOVED, (branch,), {}, branch.path, None, shape=branch.shape)
         region.operations[part] = unary(
             branch, Kind.NORM, channelwise(factor[chosen], moved), 1, macs
         )

@@ -46,6 +46,7 @@ def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Emptie
         emptied: More steps that become the identity.
     """
     gone = {step for one in placed for step in one.candidate.interior}
+    gone |= {one.step for one in emptied}
     edits: dict[Scope, list[Edit]] = {}
     for one in placed:
         new, site = layer(one.candidate), one.site

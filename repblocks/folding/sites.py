@@ -74,7 +74,7 @@ class Sites:
         """
         interior = sorted(candidate.interior, key=lambda s: s.number)
         slot = self._slot(interior, candidate)
-        if slot is None and candidate.value.is_viewed:
+        if slot is None and (candidate.value.is_viewed or not _is_linear_at(candidate)):
             raise NotFoldable("Views inside it have to stay.")
         return slot or self._elsewhere(step, candidate)
 
@@ -202,6 +202,13 @@ class Sites:
             source.storage in m.mutates and source.number < m.number < place.number
             for m in self._mutators
         )
+
+
+def _is_linear_at(candidate: Candidate) -> bool:
+    """Tell whether the layer can read the source as it is: a linear one its last axis."""
+    shape = candidate.source.shape
+    last = -1 if shape is None else len(shape) - 1
+    return bool(candidate.value.map.axes) or candidate.start == last
 
 
 def _enclosing(step: Step) -> Iterator[Scope]:

@@ -285,3 +285,76 @@ def test_names_and_features_of_a_network_stay():
         features, model.forward_intermediates(x, intermediates_only=True), strict=True
     ):
         assert relative_error(ours, theirs) < EXACT
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(3, 1, 1)])
+def test_a_norm_passes_an_average_to_the_layer_behind_it(pool):
+    """But where zeros are averaged in, its shift does not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.ReLU(), nn.BatchNorm2d(4), nn.Identity(), pool, nn.Conv2d(4, 3, 1), nn.Tanh())
+    )
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    calibrate(model.double(), x)
+    folded = fold(model, x)
+    is_left = pool.padding if isinstance(pool, nn.AvgPool2d) else 0
+    assert isinstance(folded[1], nn.BatchNorm2d if is_left else nn.Identity)
+    assert type(folded[3]) is type(pool)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-12
+
+
+def test_a_norm_passes_views_and_a_mean_to_the_heads():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.tokens = nn.Linear(4, 5)
+            self.last = nn.BatchNorm2d(5)
+            self.one, self.two = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x):
+            y = self.tokens(self.norm(x.relu()).flatten(2).transpose(1, 2)).relu()
+            y = self.last(y.transpose(1, 2).unflatten(2, (2, 3))).mean((2, 3))
+            return (self.one(y) + self.two(y)) / 2
+
+    torch.manual_seed(0)
+    model = Heads().double()
+    x = torch.randn(3, 4, 2, 3, dtype=torch.float64)
+    calibrate(model, x)
+    folded = fold(model, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert sum(isinstance(m, nn.Linear) for m in folded.modules()) == 2
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-12
+
+
+def test_a_module_may_change_the_list_it_is_given():
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = nn.ModuleList(
+                nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(2)
+            )
+
+        def forward(self, xs):
+            for i, branch in enumerate(self.branches):
+                xs[i] = branch(xs[i])
+            return xs
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            first, second = self.inner([x, x.relu()])
+            return first + second
+
+    model = Outer().double()
+    x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    calibrate(model, x)
+    folded = fold(model, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-12
