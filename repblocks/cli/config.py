@@ -17,6 +17,7 @@ class TrainConfig:
     output: str | None
     ckpt_path: str | None
     init_from: str | None
+    expand: bool
     deploy: bool
     formats: list[str]
     label_smoothing: float

@@ -18,7 +18,7 @@ from repblocks.cli.building import build
 from repblocks.cli.checking import parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.config import DeployConfig
-from repblocks.cli.parts import recipe
+from repblocks.cli.networks import recipe
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
 from repblocks.errors import ConfigurationError

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-import repblocks.models  # noqa: F401 - registers our networks with timm
 from repblocks.cli.building import build, build_data
-from repblocks.cli.checking import parameters_of
 from repblocks.cli.composing import plain
+from repblocks.cli.networks import create_network, recipe
 from repblocks.data import ImageDataModule
-from repblocks.deployment.load import read_weights
-from repblocks.errors import CheckpointError, ConfigurationError
-from repblocks.training import TrainingConfig, load_weights, read_checkpoint
+from repblocks.errors import ConfigurationError
+from repblocks.training import TrainingConfig
 
 # What a network takes from the data where its node says null: its argument, and the fact.
 FACTS = {"num_classes": "num_classes", "in_chans": "in_channels"}
@@ -57,9 +54,7 @@ def build_parts(config: DictConfig) -> Parts:
     _check_facts(settings["model"], data)
     training = _training(settings)
     pl.seed_everything(settings["seed"], verbose=False)  # the initial weights
-    model = build("model", settings["model"])
-    if settings["init_from"] is not None:
-        _start_from(Path(settings["init_from"]), model)
+    model = create_network(settings)
     callbacks = settings["callbacks"].items()
     return Parts(
         settings=settings,
@@ -96,29 +91,3 @@ def _training(settings: Mapping[str, Any]) -> TrainingConfig:
     known = {field.name for field in fields(TrainingConfig)}
     plain_values = {key: value for key, value in settings.items() if key in known}
     return TrainingConfig(**{**plain_values, **settings["logger"], **nodes})
-
-
-def recipe(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Give name and arguments of the network itself, without where its weights came from."""
-    import timm
-
-    others = {"_target_", "weights", *parameters_of(timm.create_model)}
-    kwargs = {key: value for key, value in model.items() if key not in others}
-    return {"name": model["model_name"], "kwargs": kwargs}
-
-
-def _start_from(path: Path, model: nn.Module) -> None:
-    """Load the weights of a checkpoint or artifact; another number of classes keeps its new head.
-
-    Raises:
-        CheckpointError: if they cannot be read, or are of another network.
-    """
-    weights = read_weights(path) if path.is_dir() else read_checkpoint(path).state_dict
-    try:
-        load_weights(model, weights, new_head=True)
-    except CheckpointError as error:
-        if not path.is_dir():
-            raise
-        raise CheckpointError(
-            f"{error} An artifact holds the deployed form: train that with model.deploy=true."
-        ) from error

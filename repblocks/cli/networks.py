@@ -1,0 +1,75 @@
+"""The network of a run: new, from the weights of another, or expanded from a trained one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import repblocks.models  # noqa: F401 - registers our networks with timm
+from repblocks.cli.building import build, build_data
+from repblocks.cli.checking import parameters_of
+from repblocks.deployment.load import read_weights
+from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.expansion import expand
+from repblocks.training import load_weights, read_checkpoint
+
+_BATCHES = 4
+_TRAINED = ("init_from=CHECKPOINT", "model.weights=FILE", "model.pretrained=true")
+
+
+def create_network(settings: Mapping[str, Any]) -> nn.Module:
+    """Build the network of a resolved configuration.
+
+    Raises:
+        RepblocksError: if it refuses its options, or its first weights are not possible.
+    """
+    node, is_continued = settings["model"], settings["ckpt_path"] is not None
+    if not settings["expand"] or is_continued:
+        return _started(build("model", node), settings)
+    name, options = node.get("block"), node.get("block_options") or {}
+    if name is None:
+        raise ConfigurationError("expand=true needs the block to expand into: block=NAME.")
+    if not (settings["init_from"] or node.get("weights") or node.get("pretrained")):
+        raise ConfigurationError(
+            f"expand=true starts from a trained network: {', '.join(_TRAINED)}. For blocks with "
+            "new weights leave expand out."
+        )
+    trained = _started(build("model", {**node, "block": None, "block_options": None}), settings)
+    images = itertools.islice(build_data(settings["data"]).train_dataloader(), _BATCHES)
+    return expand(trained, name, images, **options)
+
+
+def recipe(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Give name and arguments of the network itself, without where its weights came from."""
+    import timm
+
+    others = {"_target_", "weights", *parameters_of(timm.create_model)}
+    kwargs = {key: value for key, value in model.items() if key not in others}
+    return {"name": model["model_name"], "kwargs": kwargs}
+
+
+def _started(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    if settings["init_from"] is not None:
+        _start_from(Path(settings["init_from"]), model)
+    return model
+
+
+def _start_from(path: Path, model: nn.Module) -> None:
+    """Load the weights of a checkpoint or artifact; another number of classes keeps its new head.
+
+    Raises:
+        CheckpointError: if they cannot be read, or are of another network.
+    """
+    weights = read_weights(path) if path.is_dir() else read_checkpoint(path).state_dict
+    try:
+        load_weights(model, weights, new_head=True)
+    except CheckpointError as error:
+        if not path.is_dir():
+            raise
+        raise CheckpointError(
+            f"{error} An artifact holds the deployed form: train that with model.deploy=true."
+        ) from error
