@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from math import gcd
 from types import EllipsisType
 
@@ -220,6 +220,12 @@ def evaluated_rows(value: AffineMap, start: int, stop: int, like: Tensor | None 
     if value.weight is not None:
         return value.weight.rows(start, stop)
     return evaluated_weight(value.rows(start, stop), like)
+
+
+def promoted(*tensors: Tensor) -> list[Tensor]:
+    """Return the tensors in the widest of their dtypes: ones of a known kernel come in any."""
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def tensor_for(tensor: Tensor, like: Tensor | None) -> Tensor:

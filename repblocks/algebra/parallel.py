@@ -25,6 +25,7 @@ from repblocks.algebra.affine import (
     evaluated_rows,
     evaluated_weight,
     merged_columns,
+    promoted,
 )
 from repblocks.algebra.axis import Axis, common_axis
 from repblocks.errors import NotFoldable
@@ -46,7 +47,7 @@ def add(*maps: AffineMap) -> AffineMap:
 
     def weight(start: int, stop: int) -> Tensor:
         like = _first_weight(maps)
-        parts = [evaluated_rows(value, start, stop, like) for value in maps]
+        parts = promoted(*(evaluated_rows(value, start, stop, like) for value in maps))
         total = parts[0].new_zeros(stop - start, index.shape[1], *(axis.size for axis in axes))
         for value, part, column in zip(maps, parts, columns, strict=True):
             own = None if column is None else column[start:stop]

@@ -25,6 +25,7 @@ from repblocks.algebra.affine import (
     evaluated_rows,
     evaluated_weight,
     merged_columns,
+    promoted,
 )
 from repblocks.algebra.axis import Axis, compose_axes
 from repblocks.errors import NotFoldable
@@ -120,6 +121,7 @@ def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]
             read = evaluated_rows(first, start, stop, outer).unsqueeze(1)
         else:
             read = evaluated_weight(first, outer)[second.index[start:stop].to(outer.device)]
+        outer, read = promoted(outer, read)
         pairs = _convolved(outer.unsqueeze(2), read, second, first).flatten(1, 2)
         if column is None:
             return pairs
@@ -156,7 +158,7 @@ def _composed_blocks(second: AffineMap, first: AffineMap, groups: int) -> tuple[
 
     def weight() -> Tensor:
         outer = in_blocks(second, groups, _known_weight(first))
-        inner = in_blocks(first, groups, outer)
+        outer, inner = promoted(outer, in_blocks(first, groups, outer))
         ndim = max(len(second.axes), 1)
         image = inner.reshape(*inner.shape[:2], *(first.sizes or (1,))).transpose(0, 1)
         kernel = outer.reshape(groups, -1, outer.shape[1], *(second.sizes or (1,)))

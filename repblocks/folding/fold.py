@@ -172,8 +172,7 @@ def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Plac
         result = _settle(flow, region, calls, foreign, kept)
         lost = [one for one in kept if not result.holds(one)]
         if lost:
-            undo(flow, region, lost)
-            result = _settle(flow, region, calls, foreign, [p for p in kept if p not in lost])
+            result = _settle(flow, region, calls, foreign, undo(flow, region, kept, lost))
 
 
 def _settle(

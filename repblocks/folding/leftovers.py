@@ -13,7 +13,7 @@ from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 
 #: The first of these that holds on either side of a BatchNorm is its reason.
-_ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.COST, Reason.NONLINEARITY)
+_ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.NONLINEARITY, Reason.COST)
 
 
 def leftovers(

@@ -58,9 +58,10 @@ def plan(region: Region) -> Plan:
     """Return the cheapest plan of a region; the same one on every run."""
     result = Plan()
     used: dict[Step, Way] = {}
-    for steps in components(region):
-        known = {step: list(ways(region, step)) for step in steps}
-        found = Component(known, region.readers, region.required).solve()
+    known = {step: list(ways(region, step)) for step in region.operations}
+    needed = _needed(known, region)
+    for steps in components(region, needed):
+        found = Component({step: known[step] for step in steps}, region.readers, needed).solve()
         used.update(found.ways)
         result.heuristic += [steps[-1]] if found.is_heuristic else []
     for step in region.operations:
@@ -70,7 +71,29 @@ def plan(region: Region) -> Plan:
     return result
 
 
-def components(region: Region) -> list[list[Step]]:
+def _needed(known: Mapping[Step, Sequence[Way]], region: Region) -> set[Step]:
+    """Return the steps that every plan materialises.
+
+    Those are the required ones, those that are inside of no way, and those that a needed step reads
+    whichever way it is computed; ways around needed steps are none.
+    """
+    found = set(region.required)
+    count = -1
+    while len(found) > count:
+        count = len(found)
+        insides = {
+            step: [way.inside for way in known[step] if not way.inside & found] for step in known
+        }
+        spared = frozenset().union(*(inside for of_step in insides.values() for inside in of_step))
+        found |= known.keys() - spared
+        for step in reversed(region.operations):
+            readers = [reader for reader in region.readers[step] if reader in found]
+            if any(all(step not in inside for inside in insides[r]) for r in readers):
+                found.add(step)
+    return found
+
+
+def components(region: Region, needed: Set[Step]) -> list[list[Step]]:
     """Return groups of steps that must be planned together, each in the order of the program."""
     parent = {step: step for step in region.operations}
 
@@ -82,7 +105,7 @@ def components(region: Region) -> list[list[Step]]:
 
     for step, operation in region.operations.items():
         for operand in operation.operands:
-            if operand in parent and operand not in region.required:
+            if operand in parent and operand not in needed:
                 parent[find(operand)] = find(step)
     groups: dict[Step, list[Step]] = {}
     for step in region.operations:

@@ -1,4 +1,4 @@
-"""Move a scale and shift of each channel forward through what averages or picks positions."""
+"""Move a scale and shift of each channel forward through an average, or back from a slice."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.operation import Kind, Located, Operation, bind, numel
@@ -40,6 +41,11 @@ class Push:
     parts: tuple[Step, ...]
     before: Mapping[Step, Operation]
 
+    @property
+    def steps(self) -> set[Step]:
+        """All steps that it made or changed."""
+        return {*self.parts, *self.before}
+
 
 def pull(flow: Flow, region: Region, step: Step) -> Push:
     """Move a scale and shift behind what alone reads it; the flow and the region are changed.
@@ -49,16 +55,52 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
             cannot take it in.
     """
     of_step = region.operations[step]
-    operand = of_step.operands[0]
     passed, read = _only_reader(step, region)
-    following = list(dict.fromkeys(region.readers[passed]))
-    _check_followed(passed, following, region)
-    arithmetic = channel_arithmetic(of_step, operand)
+    _check_followed(passed, region)
+    arithmetic = channel_arithmetic(of_step, of_step.operands[0])
     if arithmetic is None:
         raise NotFoldable("It does more than scale and shift each channel.")
     factor, shift = arithmetic[0], arithmetic[1] * _sum_of_taps(passed, read, region)
-    part = Step(passed.number + 0.5, MOVED, (passed,), {}, step.path, None, shape=passed.shape)
-    part.storage = passed.storage
+    macs = numel(passed.shape)
+    return _insert(flow, region, step, passed, channelwise(factor, shift), macs)
+
+
+def spread(flow: Flow, region: Region, step: Step) -> Push:
+    """Move what scales and shifts a slice of the channels to before the slice.
+
+    The other channels, which other slices read, stay as they are there.
+
+    Raises:
+        NotFoldable: if it does more, or the channels are read by others as well.
+    """
+    of_step = region.operations[step]
+    piece = of_step.operands[0]
+    of_piece = region.operations.get(piece)
+    if of_piece is None or piece in region.required or set(region.readers.get(piece, ())) != {step}:
+        raise NotFoldable("It does not alone read a slice.")
+    (whole,) = of_piece.operands[:1]
+    if whole in region.required or whole not in region.operations or whole not in region.readers:
+        raise NotFoldable("Something that is not affine reads the whole.")
+    chosen = _selected(of_piece, whole)
+    for other in set(region.readers[whole]) - {piece}:
+        if torch.isin(_selected(region.operations[other], whole), chosen).any():
+            raise NotFoldable("Something else reads these channels.")
+    arithmetic = channel_arithmetic(of_step, piece)
+    if arithmetic is None:
+        raise NotFoldable("It does more than scale and shift each channel.")
+    channels = _channels(whole)
+    factor, shift = torch.ones(channels).double(), torch.zeros(channels).double()
+    factor[chosen], shift[chosen] = arithmetic
+    return _insert(flow, region, step, whole, channelwise(factor, shift), of_step.macs)
+
+
+def _insert(
+    flow: Flow, region: Region, step: Step, passed: Step, own: AffineMap, macs: int
+) -> Push:
+    """Make a step the identity, and a map of its own of what all readers of another one read."""
+    of_step = region.operations[step]
+    following = list(dict.fromkeys(region.readers[passed]))
+    part = moved_step(flow, flow.steps.index(passed) + 1, passed, step.path)
     before = {reader: region.operations[reader] for reader in (step, *following)}
     for reader in following:
         old = before[reader]
@@ -66,12 +108,20 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
         region.operations[reader] = replace(
             old, operands=operands, apply=_reading(old, part, passed)
         )
-    region.operations[step] = identity(operand)
-    own = channelwise(factor, shift)
-    region.operations[part] = unary(passed, Kind.NORM, own, 1, numel(passed.shape))
-    flow.steps.insert(flow.steps.index(passed) + 1, part)
+    region.operations[step] = identity(of_step.operands[0])
+    region.operations[part] = unary(passed, Kind.NORM, own, 1, macs)
     region.operations = {s: region.operations[s] for s in flow.steps if s in region.operations}
-    return Push(step, operand, (part,), before)
+    return Push(step, of_step.operands[0], (part,), before)
+
+
+def moved_step(flow: Flow, place: int, operand: Step, path: str) -> Step:
+    """Insert a step that something moved to, at a place of the program after its operand."""
+    before, after = flow.steps[place - 1], flow.steps[place]
+    number = (before.number + after.number) / 2
+    step = Step(number, MOVED, (operand,), {}, path, None, shape=operand.shape)
+    step.storage = operand.storage
+    flow.steps.insert(place, step)
+    return step
 
 
 def _only_reader(step: Step, region: Region) -> tuple[Step, Step]:
@@ -87,10 +137,10 @@ def _only_reader(step: Step, region: Region) -> tuple[Step, Step]:
         step = reader
 
 
-def _check_followed(passed: Step, following: list[Step], region: Region) -> None:
+def _check_followed(passed: Step, region: Region) -> None:
     """Check that what reads the passed operation is affine, and can be made to read another."""
-    operations = [region.operations.get(reader) for reader in following]
-    is_shared = passed in region.required and passed in region.operations
+    operations = [region.operations.get(reader) for reader in region.readers[passed]]
+    is_shared = passed in region.required or passed in region.outputs
     if is_shared or not all(o is not None and not o.through and not o.join for o in operations):
         raise NotFoldable("What follows cannot take it in.")
 
@@ -113,14 +163,41 @@ def _sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
     operation = region.operations.get(passed)
     if operation is None or operation.kind is not Kind.OTHER or operation.operands != (read,):
         raise NotFoldable("It does not pass a nonlinearity, nor what mixes channels.")
-    if read.shape is None or len(read.shape) < 2:
-        raise NotFoldable("Its shape is not known.")
-    channels = read.shape[1]
-    own = operation.apply({read: Located(AffineMap.identity(channels), 1)}).map
+    channels = _channels(read)
+    own = _own_map(operation, read)
     is_depthwise = torch.equal(own.index, torch.arange(channels).unsqueeze(1))
     if not is_depthwise or own.bias is not None or any(axis.pads for axis in own.axes):
         raise NotFoldable("A shift does not pass what mixes channels, shifts them or pads.")
     return 1.0 if own.weight is None else own.weight().flatten(1).sum(1)
+
+
+def _selected(operation: Operation, whole: Step) -> Tensor:
+    """Return the channels that an operation picks, without doing more.
+
+    Raises:
+        NotFoldable: if it does more, or reads something else.
+    """
+    if operation.operands != (whole,):
+        raise NotFoldable("It reads something else.")
+    own = _own_map(operation, whole)
+    is_pick = own.weight is None and own.bias is None and own.index.shape[1] == 1
+    if not is_pick or any(axis != Axis() for axis in own.axes):
+        raise NotFoldable("It does more than pick channels.")
+    return own.index.flatten()
+
+
+def _own_map(operation: Operation, operand: Step) -> AffineMap:
+    """Return what an operation does to channels that lie on the second axis, before and after."""
+    found = operation.apply({operand: Located(AffineMap.identity(_channels(operand)), 1)})
+    if found.axis != 1 or found.is_viewed:
+        raise NotFoldable("A view stands between.")
+    return found.map
+
+
+def _channels(step: Step) -> int:
+    if step.shape is None or len(step.shape) < 2:
+        raise NotFoldable("Its shape is not known.")
+    return step.shape[1]
 
 
 def _averages(step: Step) -> bool:

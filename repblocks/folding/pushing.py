@@ -2,7 +2,7 @@
 
 Back through a concatenation or a sum: ``norm(cat(a, b))`` is ``cat(norm_a(a), norm_b(b))``, and of
 a sum each term takes the scale and the first one the shift. Or forward through what averages or
-picks positions: ``pool(norm(x))`` is ``norm(pool(x))``.
+picks positions: ``pool(norm(x))`` is ``norm(pool(x))``. Or back from a slice to the whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.operation import Kind, numel
 from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
-from repblocks.folding.pulling import MOVED, Push, pull
+from repblocks.folding.pulling import Push, moved_step, pull, spread
 from repblocks.folding.region import Region
 
 
@@ -27,29 +27,36 @@ def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
         is_scale = operation.kind in (Kind.NORM, Kind.SCALE) and operation.macs > 0
         join = operation.operands[0]
         taken = any(join is other.join for other in found)
-        if not is_scale or step in folded or taken:
-            continue
-        try:
-            if _is_pushable(join, step, region):
-                found.append(_push(flow, region, step, join))
-            else:
-                found.append(pull(flow, region, step))
-        except NotFoldable:
-            continue
+        if is_scale and step not in folded and not taken:
+            found += _moved(flow, region, step)
     if found:
         region.describe(flow, dict(region.operations))
     return found
 
 
-def undo(flow: Flow, region: Region, pushes: Sequence[Push]) -> None:
-    """Take pushes back."""
+def _moved(flow: Flow, region: Region, step: Step) -> list[Push]:
+    for move in (_push, spread, pull):
+        try:
+            return [move(flow, region, step)]
+        except NotFoldable:
+            continue
+    return []
+
+
+def undo(flow: Flow, region: Region, kept: Sequence[Push], lost: Sequence[Push]) -> list[Push]:
+    """Take pushes back, and those that were built on them; return the others."""
     operations = dict(region.operations)
-    for one in pushes:
+    gone: list[Push] = []
+    for one in kept:
+        if one in lost or any(one.steps & other.steps for other in gone):
+            gone.append(one)
+    for one in reversed(gone):
         operations.update(one.before)
         for part in one.parts:
             flow.steps.remove(part)
             del operations[part]
     region.describe(flow, {s: operations[s] for s in flow.steps if s in operations})
+    return [one for one in kept if one not in gone]
 
 
 def _is_pushable(join: Step, step: Step, region: Region) -> bool:
@@ -74,8 +81,12 @@ def _takes_in(step: Step, reader: Step, region: Region) -> bool:
     return is_passed and all(_takes_in(other, step, region) for other in operation.operands)
 
 
-def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
-    of_step, of_join = region.operations[step], region.operations[join]
+def _push(flow: Flow, region: Region, step: Step) -> Push:
+    of_step = region.operations[step]
+    join = of_step.operands[0]
+    if not _is_pushable(join, step, region):
+        raise NotFoldable("It does not follow branches that take it in.")
+    of_join = region.operations[join]
     arithmetic = channel_arithmetic(of_step, join)
     if arithmetic is None:
         raise NotFoldable("It does more than scale and shift each channel.")
@@ -88,8 +99,7 @@ def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
         is_first = of_join.join == "concat" or not parts
         moved = shift[chosen] if is_first else torch.zeros_like(shift)
         macs = numel(branch.shape) if is_first else 0
-        number = (branch.number + join.number) / 2
-        part = Step(number, MOVED, (branch,), {}, branch.path, None, shape=branch.shape)
+        part = moved_step(flow, flow.steps.index(join), branch, branch.path)
         region.operations[part] = unary(
             branch, Kind.NORM, channelwise(factor[chosen], moved), 1, macs
         )
@@ -103,8 +113,6 @@ def _push(flow: Flow, region: Region, step: Step, join: Step) -> Push:
         apply=lambda values: of_join.apply({old: values[new] for old, new in pushed.items()}),
     )
     region.operations[step] = identity(join)
-    place = flow.steps.index(join)
-    flow.steps[place:place] = parts
     region.operations = {s: region.operations[s] for s in flow.steps if s in region.operations}
     return Push(step, join, tuple(parts), before)
 

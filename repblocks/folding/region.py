@@ -59,6 +59,7 @@ class Region:
         operations: What each of them does, in the order of the program.
         readers: The steps that read the value of each step.
         required: Those whose own value is needed: nothing, or something not affine, reads it.
+        outputs: The steps, affine or not, that the flow returns.
         candidates: The ways to compute each one at once.
         reasons: Why a step is not affine, or why it does not compose with what is before it.
         batch: Inputs of the example, over which the cost of reading a weight is shared.
@@ -67,6 +68,7 @@ class Region:
     operations: dict[Step, Operation] = field(default_factory=dict)
     readers: dict[Step, list[Step]] = field(default_factory=dict)
     required: set[Step] = field(default_factory=set)
+    outputs: set[Step] = field(default_factory=set)
     candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
     reasons: dict[Step, list[str]] = field(default_factory=dict)
     batch: int = 1
@@ -98,7 +100,8 @@ class Region:
                 self.readers[read].append(step)
                 if known is None:
                     self.required.add(read)
-        self.required |= set(steps_in(flow.output))
+        self.outputs = set(steps_in(flow.output))
+        self.required |= self.outputs
         self.required &= set(self.operations)
         # What nothing reads is run all the same.
         self.required |= {step for step in self.operations if not self.readers[step]}

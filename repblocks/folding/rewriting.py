@@ -12,7 +12,7 @@ from repblocks.folding.flow import Scope, Step
 from repblocks.folding.graphs import Edit, as_graph
 from repblocks.folding.layers import layer
 from repblocks.folding.planning import Plan
-from repblocks.folding.region import Candidate
+from repblocks.folding.region import Candidate, Region
 from repblocks.folding.sites import Emptied, Site, Sites
 
 
@@ -29,12 +29,26 @@ def place(sites: Sites, plan: Plan) -> tuple[list[Placed], dict[Step, str]]:
     """Find the places of a plan's layers; what has none is returned with the reason."""
     placed: list[Placed] = []
     refused: dict[Step, str] = {}
+    absorbed = _absorbed(plan, sites.region)
     for step, candidate in plan.chosen.items():
         try:
-            placed.append(Placed(step, candidate, sites.find(step, candidate)))
+            placed.append(Placed(step, candidate, sites.find(step, candidate, absorbed)))
         except NotFoldable as error:
             refused[step] = error.reason
     return placed, refused
+
+
+def _absorbed(plan: Plan, region: Region) -> set[Step]:
+    """Return the steps whose value a plan does not need: all that read it compute it anew."""
+    sources = {candidate.source for candidate in plan.chosen.values()}
+    insides = {step: candidate.interior for step, candidate in plan.chosen.items()}
+    found: set[Step] = set()
+    for step in reversed(region.operations):
+        if step in region.required or step in plan.chosen or step in sources:
+            continue
+        if all(r in found or step in insides.get(r, ()) for r in region.readers[step]):
+            found.add(step)
+    return found
 
 
 def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Emptied]) -> nn.Module:

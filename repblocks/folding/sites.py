@@ -60,20 +60,25 @@ class Sites:
     """
 
     def __init__(self, flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> None:
-        self._region = region
+        self.region = region
         self._calls = calls
         self._foreign = foreign
         self._steps = flow.steps
         self._mutators = [step for step in flow.steps if step.mutates]
 
-    def find(self, step: Step, candidate: Candidate) -> Site:
+    def find(self, step: Step, candidate: Candidate, absorbed: Set[Step]) -> Site:
         """Return the place for the layer of a candidate, the one that changes least.
+
+        Args:
+            step: What the candidate computes.
+            candidate: The candidate.
+            absorbed: Steps that all their readers compute anew, so that they may go.
 
         Raises:
             NotFoldable: if there is none.
         """
         interior = sorted(candidate.interior, key=lambda s: s.number)
-        slot = self._slot(interior, candidate)
+        slot = self._slot(interior, candidate, absorbed)
         if slot is None and (candidate.value.is_viewed or not _is_linear_at(candidate)):
             raise NotFoldable("Views inside it have to stay.")
         return slot or self._elsewhere(step, candidate)
@@ -84,12 +89,16 @@ class Sites:
         is_read = any(id(tensor) in self._foreign for tensor in tensors)
         return self._calls[id(module)] == 1 and not is_read and not has_hooks(module)
 
-    def _slot(self, interior: Sequence[Step], candidate: Candidate) -> Site | None:
+    def _slot(
+        self, interior: Sequence[Step], candidate: Candidate, absorbed: Set[Step]
+    ) -> Site | None:
         """Put the layer in the place of one in a chain, and empty the others."""
-        if not self._is_chain(interior, candidate.source):
+        if not self._is_chain(interior, candidate.source, absorbed):
             return None
+        shared = [n for n, s in enumerate(interior[:-1]) if len(set(self.region.readers[s])) > 1]
+        own = interior[shared[-1] + 1 :] if shared else interior
         kind: Any = Conv if candidate.value.map.axes else nn.Linear
-        layers = [s for s in interior if isinstance(s.module, kind)]
+        layers = [s for s in own if isinstance(s.module, kind)]
         if not layers or not all(self.gives_way(s) for s in interior):
             return None
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
@@ -111,20 +120,21 @@ class Sites:
                 return scope.path, inside
         return slot.path, {slot}
 
-    def _is_chain(self, interior: Sequence[Step], source: Step) -> bool:
+    def _is_chain(self, interior: Sequence[Step], source: Step, absorbed: Set[Step]) -> bool:
         before = source
         for step in interior:
-            operation = self._region.operations[step]
+            operation = self.region.operations[step]
             if operation.operands != (before,) or operation.through:
                 return False
-            if before is not source and len(set(self._region.readers[before])) != 1:
+            is_alone = before is source or len(set(self.region.readers[before])) == 1
+            if not is_alone and before not in absorbed:
                 return False
             before = step
         return True
 
     def gives_way(self, step: Step) -> bool:
         """Tell whether a step may become the identity, or stays where it is."""
-        return self._region.operations[step].kind is Kind.MOVE or self.empties(step)
+        return self.region.operations[step].kind is Kind.MOVE or self.empties(step)
 
     def empties(self, step: Step) -> bool:
         """Tell whether a module, or a function in the code of one, may become the identity."""
@@ -135,10 +145,10 @@ class Sites:
         return self._calls[id(step.scope.module)] == 1 and _is_callable_as_graph(step.scope)
 
     def _emptied(self, step: Step) -> Emptied:
-        return Emptied(step, self._region.operations[step].operands[0])
+        return Emptied(step, self.region.operations[step].operands[0])
 
     def _is_emptied(self, step: Step) -> bool:
-        return step.scope is not None and self._region.operations[step].kind is not Kind.MOVE
+        return step.scope is not None and self.region.operations[step].kind is not Kind.MOVE
 
     def _elsewhere(self, step: Step, candidate: Candidate) -> Site:
         """Put the layer as late as possible: a module's place if it computes just this, or a graph.
@@ -153,10 +163,10 @@ class Sites:
             )
             if site is not None:
                 return replace(site, emptied=tuple(emptied))
-            operation = self._region.operations[step]
+            operation = self.region.operations[step]
             before = operation.operands[0]
             is_link = len(operation.operands) == 1 and before in candidate.interior
-            is_alone = len(set(self._region.readers[before])) == 1
+            is_alone = len(set(self.region.readers[before])) == 1
             if not (is_link and is_alone and self.gives_way(step)):
                 raise NotFoldable("No one module sees both what is read and what is given.")
             if self._is_emptied(step):

@@ -67,7 +67,7 @@ def transposed(region: Region, folded: Set[Step], sites: Sites) -> Iterator[Take
         conv = operation.operands[0]
         if step in folded or operation.kind not in (Kind.NORM, Kind.SCALE):
             continue
-        is_alone = set(region.readers[conv]) == {step} and len(operation.operands) == 1
+        is_alone = set(region.readers[conv]) == {step} and conv not in region.outputs
         if _is_transposed(conv) and is_alone and sites.empties(step) and sites.empties(conv):
             arithmetic = channel_arithmetic(operation, conv)
             if arithmetic is not None:

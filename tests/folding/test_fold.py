@@ -358,3 +358,21 @@ def test_a_module_may_change_the_list_it_is_given():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     with torch.no_grad():
         assert relative_error(folded(x), model(x)) < 1e-12
+
+
+def test_what_is_returned_stays_as_it_is():
+    class Both(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.norm = layer, nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y, self.norm(y)
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    for layer in (nn.ConvTranspose2d(2, 3, 3, 2), nn.Conv2d(2, 3, 3)):
+        model = Both(layer).double()
+        calibrate(model, x)
+        assert isinstance(fold(model, x).norm, nn.BatchNorm2d)
