@@ -100,6 +100,7 @@ def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:
         return read
     new = last.value
     if isinstance(new, Tensor) and _geometry(new) == _geometry(read.value):
+        last.is_aliased = True
         return last
     stale = Step(last.number, CHANGED, (last, read), {}, read.path, read.scope, is_opaque=True)
     stale.problem = "It is changed in place."

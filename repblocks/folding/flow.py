@@ -69,6 +69,7 @@ class Step:
         problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
         value: The example's output, while the example runs.
+        is_aliased: It changes in place what is read afterwards under the old name.
     """
 
     number: float
@@ -83,6 +84,7 @@ class Step:
     value: Any = None
     mutates: frozenset[int] = frozenset()
     storage: int = 0
+    is_aliased: bool = False
 
     @property
     def module(self) -> nn.Module | None:

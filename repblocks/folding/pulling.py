@@ -181,8 +181,9 @@ def _selected(operation: Operation, whole: Step) -> Tensor:
         raise NotFoldable("It reads something else.")
     own = _own_map(operation, whole)
     is_pick = own.weight is None and own.bias is None and own.index.shape[1] == 1
-    if not is_pick or any(axis != Axis() for axis in own.axes):
-        raise NotFoldable("It does more than pick channels.")
+    is_once = len(set(own.index.flatten().tolist())) == len(own.index)
+    if not is_pick or not is_once or any(axis != Axis() for axis in own.axes):
+        raise NotFoldable("It does more than pick channels, each once.")
     return own.index.flatten()
 
 

@@ -73,7 +73,10 @@ def _is_pushable(join: Step, step: Step, region: Region) -> bool:
 def _takes_in(step: Step, reader: Step, region: Region) -> bool:
     """Tell whether a branch ends in a layer whose output nothing else reads."""
     operation = region.operations.get(step)
-    if operation is None or step in region.required or set(region.readers[step]) != {reader}:
+    # What was moved in this round has no readers yet: it waits for the next one.
+    if operation is None or step in region.required:
+        return False
+    if set(region.readers.get(step, ())) != {reader}:
         return False
     if operation.kind is Kind.WEIGHT:
         return True

@@ -78,10 +78,12 @@ class Sites:
             NotFoldable: if there is none.
         """
         interior = sorted(candidate.interior, key=lambda s: s.number)
+        if any(s.is_aliased for s in interior):
+            raise NotFoldable("It changes in place what is read under another name.")
         slot = self._slot(interior, candidate, absorbed)
         if slot is None and (candidate.value.is_viewed or not _is_linear_at(candidate)):
             raise NotFoldable("Views inside it have to stay.")
-        return slot or self._elsewhere(step, candidate)
+        return slot or self._elsewhere(step, candidate, absorbed)
 
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
@@ -126,8 +128,7 @@ class Sites:
             operation = self.region.operations[step]
             if operation.operands != (before,) or operation.through:
                 return False
-            is_alone = before is source or len(set(self.region.readers[before])) == 1
-            if not is_alone and before not in absorbed:
+            if before is not source and before not in absorbed:
                 return False
             before = step
         return True
@@ -150,7 +151,7 @@ class Sites:
     def _is_emptied(self, step: Step) -> bool:
         return step.scope is not None and self.region.operations[step].kind is not Kind.MOVE
 
-    def _elsewhere(self, step: Step, candidate: Candidate) -> Site:
+    def _elsewhere(self, step: Step, candidate: Candidate, absorbed: Set[Step]) -> Site:
         """Put the layer as late as possible: a module's place if it computes just this, or a graph.
 
         What comes after the layer then becomes the identity.
@@ -166,7 +167,7 @@ class Sites:
             operation = self.region.operations[step]
             before = operation.operands[0]
             is_link = len(operation.operands) == 1 and before in candidate.interior
-            is_alone = len(set(self.region.readers[before])) == 1
+            is_alone = before in absorbed and len(set(self.region.readers[before])) == 1
             if not (is_link and is_alone and self.gives_way(step)):
                 raise NotFoldable("No one module sees both what is read and what is given.")
             if self._is_emptied(step):

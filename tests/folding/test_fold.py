@@ -360,6 +360,26 @@ def test_a_module_may_change_the_list_it_is_given():
         assert relative_error(folded(x), model(x)) < 1e-12
 
 
+def test_what_is_changed_in_place_and_read_under_its_old_name_is_changed():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            x = x.relu()
+            y = self.norm(self.conv(x))
+            z = y
+            z += x
+            return y
+
+    torch.manual_seed(0)
+    model, x = InPlace().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
+    calibrate(model, x)
+    with torch.no_grad():
+        assert relative_error(fold(model, x)(x), model(x)) < 1e-12
+
+
 def test_what_is_returned_stays_as_it_is():
     class Both(nn.Module):
         def __init__(self, layer):
@@ -376,3 +396,28 @@ def test_what_is_returned_stays_as_it_is():
         model = Both(layer).double()
         calibrate(model, x)
         assert isinstance(fold(model, x).norm, nn.BatchNorm2d)
+
+
+def test_what_another_layer_reads_is_not_emptied():
+    """One reader is a layer of its own, another is composed with the first, and reads before it."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+            self.wide = nn.Conv1d(3, 6, 1, padding=2, padding_mode="circular")
+            self.narrow = nn.Sequential(nn.Conv1d(6, 6, 1, bias=False), nn.Conv1d(6, 2, 1))
+            self.other = nn.Conv1d(6, 2, 3, padding=1, padding_mode="reflect")
+
+        def forward(self, x):
+            y = self.wide(self.norm(x.tanh()))
+            return self.narrow(y) * self.other(y).relu(), y
+
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 4, dtype=torch.float64)
+    model = Shared().double()
+    calibrate(model, x)
+    folded = fold(model, x, verify=False)
+    with torch.no_grad():
+        for found, truth in zip(folded(x), model(x), strict=True):
+            assert relative_error(found, truth) < 1e-12
