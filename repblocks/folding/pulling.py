@@ -56,6 +56,8 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
     """
     of_step = region.operations[step]
     passed, read = _only_reader(step, region)
+    if passed not in region.readers:
+        raise NotFoldable("It was moved just now.")
     _check_followed(passed, region)
     arithmetic = channel_arithmetic(of_step, of_step.operands[0])
     if arithmetic is None:
@@ -127,9 +129,9 @@ def moved_step(flow: Flow, place: int, operand: Step, path: str) -> Step:
 def _only_reader(step: Step, region: Region) -> tuple[Step, Step]:
     """Return the only operation that reads a step, and through which identity it does."""
     while True:
-        readers = set(region.readers[step])
-        if len(readers) != 1:
-            raise NotFoldable("It has several readers, or none.")
+        readers = set(region.readers.get(step, ()))
+        if len(readers) != 1 or step in region.outputs:
+            raise NotFoldable("It has several readers, or none, or is returned.")
         (reader,) = readers
         operation = region.operations.get(reader)
         if operation is None or operation.kind is not Kind.MOVE or reader.shape != step.shape:

@@ -104,7 +104,7 @@ class Sites:
         if not layers or not all(self.gives_way(s) for s in interior):
             return None
         slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
-        if not self._reads_in_time(candidate.source, slot):
+        if not self._reads_in_time(candidate.source, slot) or not self._stay(interior, slot):
             return None
         path, gone = self._block(slot, interior)
         emptied = [self._emptied(s) for s in interior if s not in gone and self._is_emptied(s)]
@@ -121,6 +121,18 @@ class Sites:
             if fits and isinstance(scope.module, RepBlock):
                 return scope.path, inside
         return slot.path, {slot}
+
+    def _stay(self, interior: Sequence[Step], slot: Step) -> bool:
+        """Tell whether views between a slot and what is emptied see the same shapes as before."""
+        place = interior.index(slot)
+        for part in (interior[:place][::-1], interior[place + 1 :]):
+            is_behind_view = False
+            for step in part:
+                operation = self.region.operations[step]
+                if is_behind_view and operation.kind not in (Kind.MOVE, Kind.NORM, Kind.SCALE):
+                    return False
+                is_behind_view |= operation.kind is Kind.MOVE and step.module is None
+        return True
 
     def _is_chain(self, interior: Sequence[Step], source: Step, absorbed: Set[Step]) -> bool:
         before = source
