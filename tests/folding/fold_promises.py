@@ -15,7 +15,7 @@ from repblocks.folding.fold import explain, fold
 from repblocks.folding.fold_report import FoldReport
 
 # Of what depends on the input, and of the largest value inside: float64's own rounding.
-ROUNDING = 1e-13
+ROUNDING = 1e-12
 
 
 @dataclass
@@ -115,7 +115,7 @@ def compare(judged: Judgement, model: nn.Module, x: Tensor, tolerance: float, la
             growth = max(1.0, rms(t) / size)  # another size may give other magnitudes
             error = rms(t - f) / growth
             judged.error = max(judged.error, error / (part or 1.0))
-            limit = tolerance * part + ROUNDING * largest
+            limit = tolerance * part + ROUNDING * max(largest, rms(t))
             if not error <= limit:
                 judged.broken.append(f"wrong at {name}: {error:.3g}, allowed {limit:.3g}")
 
