@@ -13,6 +13,7 @@ from repblocks.algebra.kernel import Conv
 from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Scope, Step, has_hooks
+from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Candidate, Region
 
@@ -99,18 +100,31 @@ class Sites:
             return None
         shared = [n for n, s in enumerate(interior[:-1]) if len(set(self.region.readers[s])) > 1]
         own = interior[shared[-1] + 1 :] if shared else interior
-        kind: Any = Conv if candidate.value.map.axes else nn.Linear
-        layers = [s for s in own if isinstance(s.module, kind)]
+        is_conv = bool(candidate.value.map.axes)
+        layers = [s for s in own if self._path(s, is_conv)]
         if not layers or not all(self.gives_way(s) for s in interior):
             return None
-        slot = max(layers, key=lambda s: (s.module.weight[0, 0].numel(), -s.number))  # type: ignore[union-attr,index]
+        slot = max(layers, key=lambda s: (_taps(s), -s.number))
         if not self._reads_in_time(candidate.source, slot) or not self._stay(interior, slot):
             return None
-        path, gone = self._block(slot, interior)
+        path, gone = self._block(slot, interior) or (self._path(slot, is_conv), {slot})
         emptied = [self._emptied(s) for s in interior if s not in gone and self._is_emptied(s)]
         return Site(path, tuple(emptied))
 
-    def _block(self, slot: Step, interior: Sequence[Step]) -> tuple[str, Set[Step]]:
+    def _path(self, step: Step, is_conv: bool) -> str:
+        """Give the module whose place a layer may take: it is one, or does nothing else; or ""."""
+        if isinstance(step.module, Conv if is_conv else nn.Linear):
+            return step.path
+        operation, scope = self.region.operations[step], step.scope
+        if step.module is not None or scope is None or operation.kind is not Kind.WEIGHT:
+            return ""
+        inside = {s for s in self._steps if scope in _enclosing(s)}
+        is_alone = inside == {step} and scope.output is step and self.replaceable(scope.module)
+        is_called_so = scope.args == operation.operands and not scope.kwargs
+        is_kind = (weights_of(step)[0].ndim > 2) == is_conv
+        return scope.path if is_alone and is_called_so and is_kind else ""
+
+    def _block(self, slot: Step, interior: Sequence[Step]) -> tuple[str, Set[Step]] | None:
         """Give the path of the block that a layer stands in, if it does no more than the chain.
 
         Other modules stay around their layer; a block is there to be folded.
@@ -120,7 +134,7 @@ class Sites:
             fits = inside <= set(interior) and self.replaceable(scope.module)
             if fits and isinstance(scope.module, RepBlock):
                 return scope.path, inside
-        return slot.path, {slot}
+        return None
 
     def _stay(self, interior: Sequence[Step], slot: Step) -> bool:
         """Tell whether views between a slot and what is emptied see the same shapes as before."""
@@ -232,6 +246,11 @@ def _is_linear_at(candidate: Candidate) -> bool:
     shape = candidate.source.shape
     last = -1 if shape is None else len(shape) - 1
     return bool(candidate.value.map.axes) or candidate.start == last
+
+
+def _taps(step: Step) -> int:
+    weight = step.module.weight if step.module is not None else weights_of(step)[0]
+    return weight[0, 0].numel()  # type: ignore[index] # a layer has a weight
 
 
 def _enclosing(step: Step) -> Iterator[Scope]:
