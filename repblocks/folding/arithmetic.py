@@ -117,7 +117,8 @@ def _arithmetic(step: Step, operand: Any, factor: Any, shift: Any, alpha: Any) -
         isinstance(factor, Tensor) or factor != 1,
         isinstance(shift, Tensor) or shift != 0,
     )
-    macs = numel(shape) if is_scale else 0
+    is_sign = not isinstance(factor, Tensor) and abs(factor) == 1
+    macs = numel(shape) if not is_sign else 0
     is_nothing = not is_scale and not is_shift
     return Operation((operand,), apply, Kind.MOVE if is_nothing else Kind.SCALE, macs)
 
