@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from repblocks.cli.building import build_recorded_data
-from repblocks.cli.composing import plain
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.folders import CHECKPOINTS
+from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.data import ImageDataModule
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.training import read_checkpoint
@@ -54,8 +52,4 @@ def _beside(path: Path) -> Path:
 def _data(path: Path, settings: DeployConfig) -> ImageDataModule | None:
     """Build the data of the run that wrote the checkpoint, with changes over its options."""
     recorded = read_checkpoint(path).config.get("data")
-    if not recorded:
-        return None
-    merged = OmegaConf.create({"data": recorded})
-    merged.merge_with({"data": settings.data})
-    return build_recorded_data(plain(merged, resolve=False)["data"])
+    return build_recorded_data(recorded, settings.data) if recorded else None

@@ -8,9 +8,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from repblocks.cli.building import build_data, build_recorded_data
+from repblocks.cli.building import build_data
 from repblocks.cli.composing import plain
 from repblocks.cli.folders import remove_empty
+from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.data import ImageDataModule
 from repblocks.deployment.load import build
 from repblocks.errors import ConfigurationError

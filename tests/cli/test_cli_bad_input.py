@@ -192,7 +192,7 @@ def test_code_that_a_checkpoint_names_as_its_data_does_not_run(
     mode = [*TINY[5:], "mode=validate"] if main is train.main else ["output=artifact"]
     code, error = command(main, *mode, f"ckpt_path={path}")
     assert code == 2
-    assert "names 'os.system' as its data" in error
+    assert "is to be 'os.system', which is no data module" in error
     assert is_empty(tmp_path)
 
 

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 
 import repblocks.cli.composing as composing
-from repblocks.cli.building import build_recorded_data
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.parts import build_parts
+from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.errors import CheckpointError, ConfigurationError
 
 
@@ -56,15 +56,6 @@ def test_missing_configs_say_where_they_were_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(composing, "__file__", str(file))
     with pytest.raises(ConfigurationError, match=f"in {tmp_path}/repblocks/configs and {tmp_path}"):
         config_folder()
-
-
-def test_only_our_data_modules_are_built_from_a_checkpoint():
-    node = {"_target_": "repblocks.data.synthetic.SyntheticDataModule", "val_size": 5}
-    assert build_recorded_data(node)._sizes["val"] == 5
-    for target in ("repblocks.data.cifar10.pickle.loads", "torch.load", 3):
-        nested = {**node, "augmentation": [{"_target_": target}]}
-        with pytest.raises(CheckpointError, match=f"names {target!r} as its data"):
-            build_recorded_data(nested)
 
 
 @pytest.mark.parametrize("data", ["image_folder", "synthetic"])
