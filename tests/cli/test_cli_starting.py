@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 import repblocks.cli.composing as composing
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.parts import build_parts
-from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.errors import CheckpointError, ConfigurationError
 
 
