@@ -47,10 +47,10 @@ def padding_pairs(padding: int | Sequence[int] | Sequence[tuple[int, int]], ndim
     Raises:
         ConfigurationError: if it is neither a number, one an axis, nor one pair an axis.
     """
-    if isinstance(padding, int):
-        return ((padding, padding),) * ndim
-    sides = tuple((p, p) if isinstance(p, int) else tuple(p) for p in padding)
-    if len(sides) != ndim or any(len(pair) != 2 for pair in sides):
+    given = padding if isinstance(padding, Sequence) else (padding,) * ndim
+    sides = tuple(tuple(p) if isinstance(p, Sequence) else (p, p) for p in given)
+    numbers = [type(side) is int for pair in sides for side in pair]
+    if len(sides) != ndim or any(len(pair) != 2 for pair in sides) or not all(numbers):
         raise ConfigurationError(
             f"padding must be one whole number, {ndim} of them, or {ndim} pairs (low, high), "
             f"got {padding!r}."

@@ -53,17 +53,36 @@ def apply(module: nn.Module, value: AffineMap, like: Tensor | None = None) -> Af
     found = RULES.get(type(module).forward)
     if found is None:
         raise NotFoldable(f"There is no rule for {type(module).__name__}.")
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise NotFoldable(
-            f"{type(module).__name__} has forward hooks, which may change what it computes and "
-            "would be lost; remove them."
-        )
+    check_call(module)
     return found(module, value, like)
 
 
+def check_call(module: nn.Module) -> None:
+    """Check that a call of a module runs the ``forward`` of its class and nothing else.
+
+    Raises:
+        NotFoldable: if it has hooks, a ``forward`` of its own, or a class that calls otherwise.
+    """
+    kind = type(module).__name__
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise NotFoldable(
+            f"{kind} has forward hooks, which may change what it computes and would be lost; "
+            "remove them."
+        )
+    for name in ("forward", "_conv_forward"):
+        if name in vars(module):
+            raise NotFoldable(
+                f"{kind} has another {name} than its class, set on the instance, which would be "
+                "lost; remove it."
+            )
+    if type(module).__call__ is not nn.Module.__call__:
+        raise NotFoldable(f"{kind} overrides __call__, which may change what it computes.")
+
+
 def has_rule(module: nn.Module) -> bool:
-    """Tell whether the table says what a module does."""
-    if type(module).forward not in RULES:
+    """Tell whether the table says what a call of a module does, its hooks aside."""
+    is_its_class = "forward" not in vars(module) and "_conv_forward" not in vars(module)
+    if type(module).forward not in RULES or not is_its_class:
         return False
     return not isinstance(module, Conv) or type(module)._conv_forward in _CONV_FORWARDS
 
@@ -84,6 +103,8 @@ def _convolution(module: Conv, value: AffineMap, like: Tensor | None) -> AffineM
 
 @rule(nn.Linear)
 def _linear(module: nn.Linear, value: AffineMap, like: Tensor | None) -> AffineMap:
+    if value.axes:
+        raise NotFoldable("A Linear acts on the last axis, which here is not the channels.")
     weight, bias = module.weight, module.bias
     index = torch.arange(module.in_features).expand(module.out_features, -1)
     own = AffineMap(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +33,8 @@ class RepBlock(nn.Module, ABC):
         """Whether the block is in its deployed form."""
 
     @abstractmethod
-    def _fold(self) -> None:
-        """Replace the training form by the deployed form; gradients are off."""
+    def _fold(self) -> Mapping[str, nn.Module | None]:
+        """Return what becomes of each attribute, and change nothing; gradients are off."""
 
     def switch_to_deploy(self) -> None:
         """Turn the block into its deployed form, in place; a second call does nothing.
@@ -45,8 +46,20 @@ class RepBlock(nn.Module, ABC):
             NotFoldable: in training mode, whose function is another one, or if the branches have
                 no equivalent kernel.
         """
-        if self.is_deployed:
-            return
+        if not self.is_deployed:
+            self.become(self.deployed_parts())
+
+    def become(self, parts: Mapping[str, nn.Module | None]) -> None:
+        """Take the parts of the deployed form."""
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def deployed_parts(self) -> Mapping[str, nn.Module | None]:
+        """Return what becomes of each attribute in the deployed form; the block stays as it is.
+
+        Raises:
+            NotFoldable: as :meth:`switch_to_deploy`.
+        """
         if self.training:
             raise NotFoldable(
                 f"{type(self).__name__} is in training mode, where BatchNorm uses the statistics "
@@ -56,11 +69,11 @@ class RepBlock(nn.Module, ABC):
             warnings.warn(
                 f"{type(self).__name__} is folded with BatchNorm statistics that were never "
                 "updated: mean 0, variance 1. Train it, or load its weights, before.",
-                stacklevel=2,
+                stacklevel=3,
             )
         # A caller in inference mode shall get weights that can be trained, too.
         with torch.inference_mode(False), torch.no_grad():
-            self._fold()
+            return self._fold()
 
     def decayed_parameters(self) -> tuple[str, ...]:
         """Return the names of the 1-d parameters that weight decay shall act on."""
@@ -157,11 +170,12 @@ class ConvBlock(RepBlock):
         like = torch.empty(
             0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device
         )
-        value = apply(module, AffineMap.identity(self.shape.in_channels), like)  # type: ignore[arg-type]
-        return ConvKernel.from_affine(value.with_axes(self.shape.ndim), like)
+        start = AffineMap.identity(self.shape.in_channels).with_axes(self.shape.ndim)
+        return ConvKernel.from_affine(apply(module, start, like), like)  # type: ignore[arg-type]
 
-    def _fold(self) -> None:
-        self.conv, self.branches = deployed_conv(self.equivalent_kernel(torch.float64), self), None
+    def _fold(self) -> Mapping[str, nn.Module | None]:
+        kernel = self.equivalent_kernel(torch.float64)
+        return {"conv": deployed_conv(kernel, self), "branches": None}
 
 
 def deployed_conv(kernel: ConvKernel, origin: nn.Module) -> Conv:

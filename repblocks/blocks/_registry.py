@@ -72,8 +72,15 @@ def create_block(name: str, *args: Any, **options: Any) -> nn.Module:
     """Return a new conv block by name; the arguments are those of its class.
 
     Raises:
+        ConfigurationError: if the name is that of a stage block.
         UnknownNameError: if no conv block has the name, or the block does not have an option.
     """
+    if name in STAGE_BLOCKS and name not in CONV_BLOCKS:
+        raise ConfigurationError(
+            f"{name!r} is a stage block, which does not take the place of one convolution; build "
+            f"it as STAGE_BLOCKS[{name!r}](...), or use the network of that name. Conv blocks: "
+            f"{', '.join(CONV_BLOCKS)}."
+        )
     return CONV_BLOCKS[name](*args, **options)
 
 

@@ -26,10 +26,15 @@ def create_activation(name: str | None) -> nn.Module:
         name: A class of ``torch.nn`` in lower case, ``"relu"`` or ``"gelu"`` for example.
 
     Raises:
+        ConfigurationError: if it is no name.
         UnknownNameError: if torch has no such activation that acts on each value alone.
     """
     if name is None:
         return nn.Identity()
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"activation must be the name of a torch activation in lower case, or None, got {name}."
+        )
     if name not in ACTIVATIONS:
         raise UnknownNameError("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]()
@@ -44,7 +49,7 @@ class SqueezeExcite(nn.Module):
         ndim: Number of spatial axes.
 
     Raises:
-        ConfigurationError: if the ratio leaves no hidden channel.
+        ConfigurationError: if the ratio is no fraction or leaves no hidden channel.
 
     Source:
         Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507
@@ -52,6 +57,10 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, ratio: float, ndim: int) -> None:
         super().__init__()
+        if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+            raise ConfigurationError(
+                f"se must be a fraction of the channels above 0 and at most 1, got {ratio!r}."
+            )
         hidden = int(channels * ratio)
         if hidden < 1:
             raise ConfigurationError(

@@ -36,11 +36,15 @@ class MobileOneBlock(ConvBlock):
             use_scale_branch: Whether there is a 1 x 1 branch beside kernels larger than 1.
 
         Raises:
-            ConfigurationError: if there is no k x k branch.
+            ConfigurationError: if there is no k x k branch, or an argument is of another type.
         """
-        if not isinstance(num_conv_branches, int) or num_conv_branches < 1:
+        if type(num_conv_branches) is not int or num_conv_branches < 1:
             raise ConfigurationError(
                 f"num_conv_branches must be at least 1, a whole number, got {num_conv_branches!r}."
+            )
+        if not isinstance(use_scale_branch, bool):
+            raise ConfigurationError(
+                f"use_scale_branch must be true or false, got {use_scale_branch!r}."
             )
         branches = Sum({f"kxk{i}": shape.conv_norm() for i in range(num_conv_branches)})
         if use_scale_branch and max(shape.kernel_size) > 1:

@@ -13,20 +13,23 @@ Differences: every number of chunks, and any conv block in the place of the chun
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import Conv, ConvKernel
+from repblocks.algebra.rules import apply, check_call
 from repblocks.algebra.shortcut import expand_shortcut
 from repblocks.algebra.special import CONV_CLASSES
 from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv
-from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._tail import create_activation
+from repblocks.blocks._registry import CONV_BLOCKS, create_block, register_stage_block
+from repblocks.blocks._tail import ACTIVATIONS, create_activation
 from repblocks.branches import ConvShape, SplitConcat
-from repblocks.errors import ConfigurationError
+from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
 
 SHORTCUTS = ("add", "expand")
 
@@ -93,6 +96,10 @@ class RepNeXtBlock(RepBlock):
         ndim: int = 2,
     ) -> None:
         super().__init__()
+        if not isinstance(kernel_sizes, Sequence):
+            raise ConfigurationError(
+                f"kernel_sizes must be a list, one size for each chunk, got {kernel_sizes!r}."
+            )
         if not kernel_sizes or dim < len(kernel_sizes):
             raise ConfigurationError(
                 f"dim must be at least the number of kernel sizes, got {dim} channels for "
@@ -102,11 +109,7 @@ class RepNeXtBlock(RepBlock):
             raise ConfigurationError(
                 f"expansion must be at least 1, a whole number, got {expansion!r}."
             )
-        if block is None and block_options:
-            raise ConfigurationError(
-                f"block_options needs a block, got {dict(block_options)} without one. Name a conv "
-                "block for the depthwise mixer, or leave the options out."
-            )
+        _check_block_options(block, block_options or {})
         self.ndim = ndim
         self.deploy_shortcut = deploy_shortcut
         check_shortcut(deploy_shortcut)
@@ -140,20 +143,75 @@ class RepNeXtBlock(RepBlock):
         y: Tensor = self.pw2(self.act(self.pw1(mixed(x))))  # type: ignore[misc]
         return self.drop_path(y) + self.act(x) if self._adds else y
 
-    def _fold(self) -> None:
+    def _fold(self) -> Mapping[str, nn.Module | None]:
         check_shortcut(self.deploy_shortcut)
-        mixer = self.mixer
-        if not isinstance(mixer, ConvBlock):
-            raise ConfigurationError(f"The mixer must be a conv block, got {mixer!r}.")
-        kernels = [mixer.equivalent_kernel(torch.float64)]
-        if self.deploy_shortcut == "expand":
-            reference = kernels[0].weight
-            kernels += [ConvKernel.from_conv(conv, reference) for conv in (self.pw1, self.pw2)]
+        kernels = [_mixer_kernel(self.mixer)]
+        expands = self.deploy_shortcut == "expand"
+        drops = _drops(self.drop_path)
+        if expands:
+            if drops:
+                raise NotFoldable(
+                    "The shortcut is expanded across a drop path that does nothing in evaluation "
+                    f'mode, got {self.drop_path}; deploy_shortcut="add" keeps it.'
+                )
+            _check_elementwise(self.act)
+            for conv in (self.pw1, self.pw2):
+                value = AffineMap.identity(kernels[-1].out_channels).with_axes(self.ndim)
+                value = apply(conv, value, kernels[0].weight)
+                kernels.append(ConvKernel.from_affine(value, kernels[0].weight))
             kernels = expand_shortcut(kernels)
         convs = [deployed_conv(kernel, self) for kernel in kernels]
-        self.mixer, self.conv, self.drop_path = None, convs[0], nn.Identity()
-        if len(convs) > 1:
-            self.pw1, self.pw2 = convs[1], convs[2]
+        parts = dict(zip(("conv", "pw1", "pw2"), convs, strict=False))
+        return {"mixer": None, **parts} | ({} if drops else {"drop_path": nn.Identity()})
+
+
+def _mixer_kernel(mixer: nn.Module | None) -> ConvKernel:
+    """Return the kernel of the mixer, if it is nothing but the branches of a conv block."""
+    if not isinstance(mixer, ConvBlock) or type(mixer).forward is not ConvBlock.forward:
+        raise NotFoldable(f"The mixer must be a conv block with its own forward, got {mixer}.")
+    check_call(mixer)
+    check_call(mixer.tail)
+    if len(mixer.tail):
+        raise NotFoldable(
+            f"The mixer must not have anything after its branches, got {mixer.tail}: it would be "
+            "lost. Build its block with activation=None and se=None."
+        )
+    return mixer.equivalent_kernel(torch.float64)
+
+
+def _check_elementwise(act: nn.Module) -> None:
+    """Check that the activation may act on the carried channels with the others."""
+    check_call(act)
+    known = type(act) in (nn.Identity, *ACTIVATIONS.values())
+    if not known or (isinstance(act, nn.PReLU) and act.num_parameters > 1):
+        raise NotFoldable(
+            "The shortcut is expanded across an activation that does the same to every value, got "
+            f'{act}; deploy_shortcut="add" keeps it.'
+        )
+
+
+def _drops(path: nn.Module) -> bool:
+    """Tell whether the drop path may do something in evaluation mode."""
+    from timm.layers import DropPath
+
+    has_hooks = path._forward_hooks or path._forward_pre_hooks or "forward" in vars(path)
+    return type(path) not in (nn.Identity, DropPath) or path.training or bool(has_hooks)
+
+
+def _check_block_options(block: str | None, options: Mapping[str, Any]) -> None:
+    """Check that the options are those that the block itself has: its place gives the rest."""
+    if block is None:
+        if options:
+            raise ConfigurationError(
+                f"block_options needs a block, got {dict(options)} without one. Name a conv "
+                "block for the depthwise mixer, or leave the options out."
+            )
+        return
+    common = inspect.signature(ConvBlock.__init__).parameters
+    own = [name for name in inspect.signature(CONV_BLOCKS[block]).parameters if name not in common]
+    for name in options:
+        if name not in own:
+            raise UnknownNameError(f"option of {block!r} as the mixer", name, own)
 
 
 def check_shortcut(deploy_shortcut: str) -> None:
@@ -169,8 +227,8 @@ def check_shortcut(deploy_shortcut: str) -> None:
 
 
 def _drop_path(probability: float) -> nn.Module:
-    if not 0 <= probability < 1:
-        raise ConfigurationError(f"drop_path must be in [0, 1), got {probability}.")
+    if not isinstance(probability, int | float) or not 0 <= probability < 1:
+        raise ConfigurationError(f"drop_path must be in [0, 1), got {probability!r}.")
     if probability == 0.0:
         return nn.Identity()
     from timm.layers import DropPath

@@ -69,9 +69,11 @@ class ConvShape:
             "groups": (groups,),
         }
         for name, values in counts.items():
-            if any(not isinstance(value, int) or value < 1 for value in values):
+            if any(type(value) is not int or value < 1 for value in values):
                 shown = values[0] if len(set(values)) == 1 else values
-                raise ConfigurationError(f"{name} must be at least 1, got {shown}.")
+                raise ConfigurationError(
+                    f"{name} must be a whole number of at least 1, got {shown!r}."
+                )
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
             if channels % groups:
                 raise ConfigurationError(

@@ -188,6 +188,8 @@ class _Builder:
         path = join(scope.path, name)
         if has_hooks(module):
             return self._opaque(module, args, kwargs, path, scope, "It has hooks.")
+        if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:
+            return self._opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
         return self.visit(path, module, args, kwargs, scope)
 
     def visit(
@@ -252,7 +254,7 @@ def _is_from_torch(module: nn.Module) -> bool:
     """Tell whether a module is torch's own, except for those that only name others or a view."""
     home = type(module).__module__
     is_name = isinstance(module, nn.Sequential | nn.Flatten | nn.Unflatten)
-    return home.startswith("torch.") and not is_name
+    return home.startswith("torch.") and not is_name and "forward" not in vars(module)
 
 
 def _picks_known_item(node: fx.Node, args: tuple[Any, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,20 +33,30 @@ def switch_blocks(model: nn.Module) -> list[FoldedBlock]:
     """Switch every block of a network to its deployed form, in place.
 
     Raises:
-        NotFoldable: if a block cannot be switched; the message names it.
+        NotFoldable: if a block cannot be switched; the message names it, and no block is switched.
     """
-    folded = []
-    for path, module in model.named_modules():
-        if isinstance(module, RepBlock) and not module.is_deployed:
-            before = _count(module)
-            try:
-                module.switch_to_deploy()
-            except NotFoldable as error:
-                raise NotFoldable(
-                    f"Cannot fold {path or 'the model'} ({type(module).__name__}): {error.reason}"
-                ) from error
-            folded.append(FoldedBlock(path, type(module).__name__, before, _count(module)))
-    return folded
+    plans: dict[RepBlock, tuple[str, Mapping[str, nn.Module | None]]] = {}
+    replaced: tuple[str, ...] = ()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, RepBlock) or module.is_deployed or module in plans:
+            continue
+        if f"{path}.".startswith(replaced):  # a block inside another one's training form
+            continue
+        try:
+            plans[module] = path, module.deployed_parts()
+        except NotFoldable as error:
+            raise NotFoldable(
+                f"Cannot fold {path or 'the model'} ({type(module).__name__}): {error.reason}"
+            ) from error
+        prefix = f"{path}." if path else ""
+        replaced += tuple(f"{prefix}{name}." for name in plans[module][1])
+    return [_switch(block, path, parts) for block, (path, parts) in plans.items()]
+
+
+def _switch(block: RepBlock, path: str, parts: Mapping[str, nn.Module | None]) -> FoldedBlock:
+    before = _count(block)
+    block.become(parts)
+    return FoldedBlock(path, type(block).__name__, before, _count(block))
 
 
 def fold_blocks(model: nn.Module) -> tuple[nn.Module, list[FoldedBlock]]:

@@ -10,6 +10,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from repblocks.blocks import RepBlock
+from repblocks.errors import ConfigurationError
 from repblocks.folding.switch import switch_blocks
 
 
@@ -25,6 +26,9 @@ class Network(nn.Module):
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
+
+    Raises:
+        ConfigurationError: if the number of scores or the dropout is out of range.
     """
 
     def __init__(
@@ -40,6 +44,12 @@ class Network(nn.Module):
         deploy: bool,
     ) -> None:
         super().__init__()
+        if type(num_classes) is not int or num_classes < 0:
+            raise ConfigurationError(
+                f"num_classes must be a whole number of at least 0, got {num_classes!r}."
+            )
+        if not isinstance(drop_rate, int | float) or not 0 <= drop_rate < 1:
+            raise ConfigurationError(f"drop_rate must be in [0, 1), got {drop_rate!r}.")
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = channels[-1]
         self.grad_checkpointing = False
@@ -102,3 +112,18 @@ class Network(nn.Module):
                 module.to_empty(device=device, recurse=False)
                 module.reset_parameters()  # type: ignore[operator] # torch's layers have it
         self.train()
+
+
+def check_stages(**values: Sequence[object]) -> None:
+    """Check that lists with one value for each stage are of one length.
+
+    Raises:
+        ConfigurationError: if they are not.
+    """
+    lengths = {name: len(value) for name, value in values.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        shown = ", ".join(f"{name}={list(value)}" for name, value in values.items())
+        raise ConfigurationError(
+            f"{' and '.join(values)} must have one value for each stage, as many in each, got "
+            f"{shown}."
+        )

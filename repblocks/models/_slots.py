@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from repblocks.blocks import CONV_BLOCKS, create_block
+from repblocks.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Slot:
         chosen = options.pop("kernel_size", None)
         if chosen is not None and kernel_size > 1:
             kernel_size = chosen
+        given = sorted({"in_channels", "out_channels", "stride", *shape} & options.keys())
+        if given:
+            raise ConfigurationError(
+                f"block_options must leave out what the network sets, got {', '.join(given)}."
+            )
         return create_block(
             self.block, in_channels, out_channels, kernel_size, stride, **shape, **options
         )

@@ -13,7 +13,7 @@ from typing import Any, final
 
 from torch import nn
 
-from repblocks.models._network import Network
+from repblocks.models._network import Network, check_stages
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -55,6 +55,7 @@ class MobileOne(Network):
         drop_rate: float = 0.0,
         deploy: bool = False,
     ) -> None:
+        check_stages(depths=depths, width_factors=width_factors, se_blocks=se_blocks)
         own = {"num_conv_branches": num_conv_branches}
         slot = Slot.create(block, block_options, "mobileone", own)
         stem_slot = Slot.create(block, block_options, "mobileone", {"num_conv_branches": 1})

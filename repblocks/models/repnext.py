@@ -20,7 +20,7 @@ from torch import nn
 
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
 from repblocks.branches import ConvShape
-from repblocks.models._network import Network
+from repblocks.models._network import Network, check_stages
 from repblocks.models._variants import register_variants
 
 
@@ -77,6 +77,7 @@ class RepNeXt(Network):
         drop_rate: float = 0.0,
         deploy: bool = False,
     ) -> None:
+        check_stages(depths=depths, dims=dims)
         options = dict(block_options or {})
         if block is not None and "kernel_size" in options:
             kernel_sizes = (options.pop("kernel_size"),)

@@ -14,7 +14,7 @@ from typing import Any, final
 
 from torch import nn
 
-from repblocks.models._network import Network
+from repblocks.models._network import Network, check_stages
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -56,6 +56,7 @@ class RepVGG(Network):
         drop_rate: float = 0.0,
         deploy: bool = False,
     ) -> None:
+        check_stages(depths=depths, widths=widths)
         slot = Slot.create(block, block_options, "repvgg")
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1

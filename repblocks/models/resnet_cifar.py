@@ -12,7 +12,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repblocks.models._network import Network
+from repblocks.models._network import Network, check_stages
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -65,6 +65,7 @@ class ResNetCifar(Network):
         drop_rate: float = 0.0,
         deploy: bool = False,
     ) -> None:
+        check_stages(depths=depths, widths=widths)
         slot = Slot.create(block, block_options, "plain")
         stages, channels = [], widths[0]
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):

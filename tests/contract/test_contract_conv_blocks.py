@@ -179,6 +179,27 @@ def test_hooks_on_a_branch_are_refused(name):
     block.switch_to_deploy()
 
 
+def test_another_call_than_that_of_the_class_is_refused(name):
+    block = ready(name)
+    for module in block.branches.modules():
+        module.forward = lambda *inputs, forward=module.forward: 2 * forward(*inputs)
+        with pytest.raises(NotFoldable, match="another forward than its class"):
+            block.switch_to_deploy()
+        del module.forward
+    original = type(block.branches)
+    block.branches.__class__ = type("Doubling", (original,), {"__call__": lambda _, x: 2 * x})
+    with pytest.raises(NotFoldable, match="Doubling overrides __call__"):
+        block.switch_to_deploy()
+    assert not block.is_deployed
+
+
+def test_a_linear_layer_is_not_taken_for_a_pointwise_convolution(name):
+    block = ready(name)
+    block.branches = nn.Sequential(block.branches, nn.Linear(8, 8).double())
+    with pytest.raises(NotFoldable, match="acts on the last axis"):
+        block.switch_to_deploy()
+
+
 def test_inference_mode_leaves_weights_that_train(name):
     block = ready(name)
     with torch.inference_mode():
