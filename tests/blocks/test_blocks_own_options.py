@@ -7,7 +7,7 @@ from truth import calibrate, relative_error
 
 from repblocks.blocks import Registry, RepNeXtBlock, create_block
 from repblocks.blocks._tail import ACTIVATIONS
-from repblocks.errors import ConfigurationError, UnknownNameError
+from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
 
 
 def image(channels=6, size=9):
@@ -133,6 +133,15 @@ def test_activations_that_mix_channels_are_refused(activation):
         ("dbb", {"internal_channels": -4}, "multiple of the 1 groups, got -4"),
         ("plain", {"kernel_size": 3.0}, r"kernel_size must be one whole number.*3\.0"),
         ("plain", {"stride": True}, "stride must be one whole number.*True"),
+        ("plain", {"groups": True}, "groups must be a whole number of at least 1, got True"),
+        ("plain", {"out_channels": 2.5}, "out_channels must be a whole number.*got 2.5"),
+        ("plain", {"padding": 1.0}, r"padding must be one whole number.*got 1\.0"),
+        ("plain", {"padding": (True, 1)}, r"padding must be one whole number.*\(True, 1\)"),
+        ("plain", {"activation": 6}, "activation must be the name of a torch activation.*got 6"),
+        ("plain", {"se": 1.5}, "se must be a fraction.*at most 1, got 1.5"),
+        ("plain", {"se": "half"}, "se must be a fraction.*got 'half'"),
+        ("mobileone", {"num_conv_branches": True}, "a whole number, got True"),
+        ("mobileone", {"use_scale_branch": 1}, "use_scale_branch must be true or false, got 1"),
     ],
 )
 def test_options_of_the_wrong_kind_are_refused(block, option, message):
@@ -158,6 +167,57 @@ def test_repnext_refuses_what_it_cannot_be():
     with pytest.raises(ConfigurationError, match="got 'drop'"):
         block.switch_to_deploy()
     assert not block.is_deployed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel_sizes": 7}, "kernel_sizes must be a list.*got 7"),
+        ({"drop_path": "0.1"}, r"drop_path must be in \[0, 1\), got '0.1'"),
+        ({"block": "acb", "block_options": {"se": 0.5}}, "Unknown option of 'acb' .* 'se'"),
+        ({"block": "dbb", "block_options": {"stride": 2}}, "Unknown option of 'dbb' .* 'stride'"),
+    ],
+)
+def test_repnext_refuses_options_of_the_wrong_kind(options, message):
+    with pytest.raises((ConfigurationError, UnknownNameError), match=message):
+        RepNeXtBlock(8, **options)
+
+
+def test_a_stage_block_does_not_take_the_place_of_a_convolution():
+    with pytest.raises(ConfigurationError, match="'repnext' is a stage block.*acb"):
+        create_block("repnext", 8)
+
+
+def repnext_with(name, part, **options):
+    torch.manual_seed(0)
+    block = RepNeXtBlock(8, **options).double()
+    setattr(block, name, part.double())
+    return calibrate(block, image(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("mixer", nn.Conv2d(8, 8, 3, padding=1), "mixer must be a conv block"),
+        ("mixer", create_block("plain", 8, 8, 3), "must not have anything after its branches"),
+        ("act", nn.Softmax(1), "does the same to every value, got Softmax"),
+        ("act", nn.PReLU(8), "does the same to every value, got PReLU"),
+        ("drop_path", nn.ReLU(), "across a drop path that does nothing.*got ReLU"),
+    ],
+)
+def test_repnext_expands_its_shortcut_only_across_what_it_was_made_of(name, part, message):
+    block = repnext_with(name, part, deploy_shortcut="expand", expansion=1)
+    before = [*block.state_dict()]
+    with pytest.raises(NotFoldable, match=message):
+        block.switch_to_deploy()
+    assert before == [*block.state_dict()]
+
+
+def test_repnext_keeps_a_drop_path_that_is_another():
+    block, x = repnext_with("drop_path", nn.ReLU()), image(8)
+    truth = block(x)
+    block.switch_to_deploy()
+    assert relative_error(block(x), truth) < 1e-12
 
 
 def test_a_registered_name_belongs_to_one_class():

@@ -9,7 +9,8 @@ from models_nets import families, images, norms, small
 from timm.utils import reparameterize_model
 from truth import calibrate, relative_error, rms_error
 
-from repblocks.blocks import CONV_BLOCKS
+from repblocks.blocks import CONV_BLOCKS, ConvBlock
+from repblocks.errors import NotFoldable
 from repblocks.folding.switch import fold_blocks, switch_blocks
 
 BLOCKS = [None, *CONV_BLOCKS]
@@ -88,6 +89,17 @@ def test_single_precision_is_as_exact_as_the_training_form(name, size):
         with torch.no_grad():
             truth = exact(x.double())
             assert rms_error(folded(x), truth) <= 2 * rms_error(model(x), truth) + 1e-7
+
+
+@families
+def test_a_network_is_folded_whole_or_left_as_it_is(family):
+    model = trained(family)
+    last = [m for m in model.modules() if isinstance(m, ConvBlock)][-1]
+    last.train()
+    before = [*model.state_dict()]
+    with pytest.raises(NotFoldable, match=r"Cannot fold stages\.\d.* training mode"):
+        switch_blocks(model)
+    assert before == [*model.state_dict()]
 
 
 @families

@@ -59,6 +59,25 @@ def test_unknown_block_option_is_refused(family):
         small(family, block="mobileone", block_options={"num_convs": 2})
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("repvgg", {"block_options": {"stride": 2}}, "leave out what the network sets, got stride"),
+        ("repvgg", {"block_options": {"se": 0.5}}, "leave out what the network sets, got se"),
+        ("repvgg", {"num_classes": -1}, "num_classes must be .* at least 0, got -1"),
+        ("repnext", {"num_classes": 2.5}, "num_classes must be .* at least 0, got 2.5"),
+        ("mobileone", {"drop_rate": 1.0}, r"drop_rate must be in \[0, 1\), got 1.0"),
+        ("repvgg", {"depths": (1, 2, 3)}, r"depths and widths must .* depths=\[1, 2, 3\]"),
+        ("repnext", {"dims": (6, 8)}, r"dims=\[6, 8\]"),
+        ("resnet_cifar", {"widths": ()}, r"widths=\[\]"),
+        ("mobileone", {"se_blocks": (1,)}, r"se_blocks=\[1\]"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(family, options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        small(family, **options)
+
+
 def test_options_of_the_chunks_are_refused():
     with pytest.raises(ConfigurationError, match=r"block_options needs a block.*'kernel_size': 5"):
         small("repnext", block_options={"kernel_size": 5})
