@@ -275,9 +275,9 @@ def test_a_deployed_block_trains_on(name):
     ("wrong", "message"),
     [
         ({"kernel_size": 4}, r"kernel_size must be odd to keep the output size, got \(4, 4\)"),
-        ({"kernel_size": 0}, "kernel_size must be at least 1, got 0"),
-        ({"stride": 0}, "stride must be at least 1, got 0"),
-        ({"dilation": -1}, "dilation must be at least 1, got -1"),
+        ({"kernel_size": 0}, "kernel_size must be a whole number of at least 1, got 0"),
+        ({"stride": 0}, "stride must be a whole number of at least 1, got 0"),
+        ({"dilation": -1}, "dilation must be a whole number of at least 1, got -1"),
         ({"groups": 3}, "groups must divide in_channels, got 3 groups for 8"),
         ({"groups": 8, "out_channels": 12}, "groups must divide out_channels, got 8 groups for 12"),
         ({"padding": -1}, "padding must not be negative, got -1"),
