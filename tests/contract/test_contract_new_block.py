@@ -45,7 +45,7 @@ def run(checkout, *arguments):
 
 def test_a_new_block_gets_the_whole_contract_suite(checkout):
     suite = ["tests/contract/test_contract_conv_blocks.py", "-k", "twin"]
-    output = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", *suite)
+    output = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n0", *suite)
     passed = int(re.search(r"(\d+) passed", output).group(1))
     assert passed > 100
 
