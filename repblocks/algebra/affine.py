@@ -97,16 +97,19 @@ class AffineMap:
     @cached_property
     def groups(self) -> int:
         """The largest number of equal contiguous groups that no output channel reads across."""
-        low, high = self.index.amin(dim=1), self.index.amax(dim=1)
-        row = torch.arange(self.out_channels)
         most = gcd(self.out_channels, self.in_channels)
-        for groups in range(most, 1, -1):
-            if most % groups == 0:
-                own = row // (self.out_channels // groups)
-                width = self.in_channels // groups
-                if torch.equal(low // width, own) and torch.equal(high // width, own):
-                    return groups
-        return 1
+        own = torch.arange(self.out_channels) // (self.out_channels // most)
+        read = self.index // (self.in_channels // most)
+        low = torch.minimum(read.amin(dim=1), own)
+        high = torch.maximum(read.amax(dim=1), own)
+        # Each row forbids a border between two groups above its lowest and up to its highest.
+        steps = torch.zeros(most + 1, dtype=torch.int64)
+        steps.index_add_(0, low + 1, torch.ones_like(low))
+        steps.index_add_(0, high + 1, -torch.ones_like(high))
+        is_crossed = steps.cumsum(0)[:most] > 0
+        sizes = torch.arange(1, most + 1)
+        divisors = sizes[most % sizes == 0].tolist()
+        return next(most // size for size in divisors if not is_crossed[size::size].any())
 
     def rows(self, start: int, stop: int) -> AffineMap:
         """Return the map that gives only the output channels ``start`` to ``stop - 1``."""

@@ -71,8 +71,9 @@ class RepBlock(nn.Module, ABC):
                 "updated: mean 0, variance 1. Train it, or load its weights, before.",
                 stacklevel=3,
             )
-        # A caller in inference mode shall get weights that can be trained, too.
-        with torch.inference_mode(False), torch.no_grad():
+        # A caller in inference mode shall get weights that can be trained, too; index arithmetic
+        # stays on the CPU whatever the default device is.
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return self._fold()
 
     def decayed_parameters(self) -> tuple[str, ...]:
@@ -149,10 +150,14 @@ class ConvBlock(RepBlock):
         """Whether the branches have become one convolution."""
         return self.branches is None
 
+    @property
+    def _linear(self) -> nn.Module:
+        """What comes before the tail: the branches, or the convolution that they became."""
+        return self.conv if self.branches is None else self.branches  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
-        linear = self.conv if self.branches is None else self.branches
-        return self.tail(linear(x))  # type: ignore[misc] # one of the two is there
+        return self.tail(self._linear(x))
 
     def equivalent_kernel(self, dtype: torch.dtype | None = None) -> ConvKernel:
         """Return the kernel that computes what the branches compute in evaluation mode.
@@ -163,29 +168,34 @@ class ConvBlock(RepBlock):
         Raises:
             NotFoldable: if a BatchNorm is in training mode or has no running statistics.
         """
-        module = self.conv if self.branches is None else self.branches
-        weight = next(self.parameters())
+        weight = next(self._linear.parameters())
         # Metal has no float64.
         on_cpu = dtype == torch.float64 and weight.device.type == "mps"
         like = torch.empty(
             0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device
         )
         start = AffineMap.identity(self.shape.in_channels).with_axes(self.shape.ndim)
-        return ConvKernel.from_affine(apply(module, start, like), like)  # type: ignore[arg-type]
+        return ConvKernel.from_affine(apply(self._linear, start, like), like)
 
     def _fold(self) -> Mapping[str, nn.Module | None]:
         kernel = self.equivalent_kernel(torch.float64)
-        return {"conv": deployed_conv(kernel, self), "branches": None}
+        return {"conv": deployed_conv(kernel, self._linear), "branches": None}
 
 
-def deployed_conv(kernel: ConvKernel, origin: nn.Module) -> Conv:
-    """Return a convolution with the dtype, device, memory format and gradients of ``origin``."""
-    weights = list(origin.parameters())
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
+    """Return a convolution with dtype, device, memory format and gradients of what it replaces."""
+    weights = list(replaced.parameters())
     conv = kernel.to_conv(weights[0])
-    if any(_is_channels_last(weight) for weight in weights if weight.ndim == 4):
-        conv.to(memory_format=torch.channels_last)
+    if any(map(_is_channels_last, weights)):
+        conv.to(memory_format=_CHANNELS_LAST[kernel.weight.ndim])
     return conv.requires_grad_(any(weight.requires_grad for weight in weights))
 
 
 def _is_channels_last(weight: Tensor) -> bool:
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    memory_format = _CHANNELS_LAST.get(weight.ndim)
+    if memory_format is None or weight.is_contiguous():
+        return False
+    return weight.is_contiguous(memory_format=memory_format)

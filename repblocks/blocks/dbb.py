@@ -35,7 +35,7 @@ class DiverseBranchBlock(ConvBlock):
                 input, twice as many in a depthwise block.
 
         Raises:
-            ConfigurationError: if the groups do not divide the internal channels.
+            ConfigurationError: if the internal channels are no multiple of the groups.
         """
         branches = Sum({"kxk": shape.conv_norm()})
         if not shape.is_depthwise:
@@ -49,9 +49,9 @@ def _pointwise_kxk(shape: ConvShape, internal_channels: int | None) -> nn.Sequen
     internal = internal_channels
     if internal is None:
         internal = shape.in_channels * (2 if shape.is_depthwise else 1)
-    if internal < 1 or internal % shape.groups:
+    if type(internal) is not int or internal < 1 or internal % shape.groups:
         raise ConfigurationError(
-            f"internal_channels must be a multiple of the {shape.groups} groups, got {internal}."
+            f"internal_channels must be a multiple of the {shape.groups} groups, got {internal!r}."
         )
     inner = shape.pointwise(internal)
     outer = ConvShape(

@@ -160,8 +160,11 @@ class RepNeXtBlock(RepBlock):
                 value = apply(conv, value, kernels[0].weight)
                 kernels.append(ConvKernel.from_affine(value, kernels[0].weight))
             kernels = expand_shortcut(kernels)
-        convs = [deployed_conv(kernel, self) for kernel in kernels]
-        parts = dict(zip(("conv", "pw1", "pw2"), convs, strict=False))
+        names, replaced = ("conv", "pw1", "pw2"), (self.mixer, self.pw1, self.pw2)
+        parts = {
+            name: deployed_conv(kernel, module)  # type: ignore[arg-type] # the mixer is there
+            for name, kernel, module in zip(names, kernels, replaced, strict=False)
+        }
         return {"mixer": None, **parts} | ({} if drops else {"drop_path": nn.Identity()})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
@@ -105,8 +104,7 @@ class Network(nn.Module):
         for block in self.modules():
             if isinstance(block, RepBlock):
                 block.to("meta")
-        with torch.device("cpu"):  # of index arithmetic, inside a device context too
-            switch_blocks(self.eval())
+        switch_blocks(self.eval())
         for module in self.modules():
             if any(p.is_meta for p in module.parameters(recurse=False)):
                 module.to_empty(device=device, recurse=False)

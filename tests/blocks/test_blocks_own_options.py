@@ -130,6 +130,8 @@ def test_activations_that_mix_channels_are_refused(activation):
     [
         ("mobileone", {"num_conv_branches": 2.5}, "a whole number, got 2.5"),
         ("dbb", {"internal_channels": 0}, "multiple of the 1 groups, got 0"),
+        ("dbb", {"internal_channels": 8.0}, r"multiple of the 1 groups, got 8\.0"),
+        ("dbb", {"internal_channels": True}, "multiple of the 1 groups, got True"),
         ("dbb", {"internal_channels": -4}, "multiple of the 1 groups, got -4"),
         ("plain", {"kernel_size": 3.0}, r"kernel_size must be one whole number.*3\.0"),
         ("plain", {"stride": True}, "stride must be one whole number.*True"),
@@ -211,6 +213,16 @@ def test_repnext_expands_its_shortcut_only_across_what_it_was_made_of(name, part
     with pytest.raises(NotFoldable, match=message):
         block.switch_to_deploy()
     assert before == [*block.state_dict()]
+
+
+def test_repnext_keeps_which_of_its_convolutions_train():
+    block = calibrate(RepNeXtBlock(8), torch.randn(2, 8, 9, 9))
+    block.mixer.requires_grad_(False)
+    block.pw2.requires_grad_(False)
+    block.deploy_shortcut = "expand"
+    block.switch_to_deploy()
+    found = [conv.weight.requires_grad for conv in (block.conv, block.pw1, block.pw2)]
+    assert found == [False, True, False]
 
 
 def test_repnext_keeps_a_drop_path_that_is_another():

@@ -156,6 +156,29 @@ def test_switching_keeps_dtype_gradients_and_memory_format(name):
         assert form.conv.weight.requires_grad == form.conv.bias.requires_grad == trainable
 
 
+def test_switching_keeps_the_memory_format_of_volumes(name):
+    block = ready(name, ndim=3, out_channels=12).to(memory_format=torch.channels_last_3d)
+    block.switch_to_deploy()
+    assert block.conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_a_tail_that_trains_leaves_frozen_branches_frozen(name):
+    block = ready(name, se=0.5)
+    block.branches.requires_grad_(False)
+    block.switch_to_deploy()
+    assert not any(p.requires_grad for p in block.conv.parameters())
+    assert all(p.requires_grad for p in block.tail.parameters())
+
+
+def test_the_default_device_does_not_matter(name):
+    block = ready(name)
+    twin = copy.deepcopy(block)
+    with torch.device("meta"):
+        block.switch_to_deploy()
+    twin.switch_to_deploy()
+    assert torch.equal(block.conv.weight, twin.conv.weight)
+
+
 def test_training_mode_is_refused(name):
     block = ready(name).train()
     with pytest.raises(NotFoldable, match=r"training mode.*call \.eval\(\) first"):
