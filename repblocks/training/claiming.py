@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,8 @@ def _refuse_other_run(output: Path, ckpt_path: Path | None) -> None:
     if is_free or (ckpt_path and ckpt_path.resolve().parent == checkpoints.resolve()):
         return
     try:
-        way_out = f"or continue the run with ckpt_path={newest_checkpoint(checkpoints)}"
+        newest = newest_checkpoint(checkpoints)
+        way_out = f"or continue the run with ckpt_path={shlex.quote(str(newest))}"
     except CheckpointError:
         way_out = "or remove it, it has no checkpoint to continue from"
     other = f" another run than that of {ckpt_path}" if ckpt_path else " a run"
