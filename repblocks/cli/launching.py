@@ -11,7 +11,7 @@ from typing import Any, Never
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -33,6 +33,7 @@ from repblocks.errors import (
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
 _OTHER = 2
+_PATHS = ("ckpt_path", "output", "init_from", "data.root", "model.weights")
 _OPTIONAL = ("experiment", "debug")
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -77,6 +78,8 @@ def _lenient(argument: str, groups: Mapping[str, list[str]]) -> str:
         ConfigurationError: if a group is given something that is no name, where Hydra would fail.
     """
     key, equals, value = argument.partition("=")
+    if equals and key.lstrip("+") in _PATHS:
+        argument = f"{key}={_as_path(value)}"
     is_value = bool(equals) and key.replace(".", "").replace("_", "").isalnum()
     group = key.lstrip("+")
     if equals and (group in groups or "/" in group):
@@ -84,6 +87,20 @@ def _lenient(argument: str, groups: Mapping[str, list[str]]) -> str:
     if not is_value or key in groups or key.startswith("hydra."):
         return argument
     return f"++{argument}"
+
+
+def _as_path(value: str) -> str:
+    """Quote a path that Hydra's grammar would not take as a text; ``~`` is the home folder.
+
+    What that grammar takes stays: quoted texts, ``null``, and the choices of a sweep.
+    """
+    path = str(Path(value).expanduser()) if value.startswith("~") else value
+    try:
+        read = OverridesParser.create().parse_override(f"key={path}").value()
+    except HydraException:
+        read = False
+    is_taken = read is None or isinstance(read, str | ChoiceSweep)
+    return path if is_taken else QuotedString(path, Quote.single).with_quotes()
 
 
 def _check_choice(group: str, value: str, names: list[str]) -> None:
