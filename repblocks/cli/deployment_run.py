@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from repblocks.cli.config import DeployConfig
-from repblocks.cli.folders import CHECKPOINTS
+from repblocks.cli.folders import run_of
 from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.data import ImageDataModule
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
@@ -27,7 +27,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         RepblocksError: if the checkpoint, the data or the output is not possible, or the proof
             fails.
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     console.print(f"Deploying {path}")
     output = Path(settings.output) if settings.output else _beside(path)
     shortcut = settings.deploy_shortcut
@@ -46,7 +46,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
 
 def _beside(path: Path) -> Path:
     """Give the place of the artifact: in the run of the checkpoint, or beside a lone file."""
-    return (path.parent.parent if path.parent.name == CHECKPOINTS else path.parent) / _ARTIFACT
+    return (run_of(path) or path.parent) / _ARTIFACT
 
 
 def _data(path: Path, settings: DeployConfig) -> ImageDataModule | None:

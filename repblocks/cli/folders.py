@@ -33,8 +33,8 @@ def run_folder(chosen: str | None, composed: str, ckpt_path: Path | None) -> Ite
             yield Path(folder)
         remove_empty(Path(composed))
         return
-    is_continued = ckpt_path is not None and ckpt_path.parent.name == CHECKPOINTS
-    own = ckpt_path.parents[1] if ckpt_path and is_continued else _readable(Path(composed))
+    continued = run_of(ckpt_path) if ckpt_path else None
+    own = _readable(Path(composed)) if continued is None else continued
     output = Path(chosen) if chosen else own
     is_new = not output.exists() or not chosen
     try:
@@ -43,6 +43,12 @@ def run_folder(chosen: str | None, composed: str, ckpt_path: Path | None) -> Ite
         if is_new:
             remove_empty(output)
         remove_empty(Path(composed))
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Give the folder of the run that a checkpoint lies in, or None for a lone file."""
+    path = checkpoint if checkpoint.parent.name else checkpoint.absolute()
+    return path.parents[1] if path.parent.name == CHECKPOINTS else None
 
 
 def remove_empty(folder: Path) -> None:

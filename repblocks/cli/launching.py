@@ -11,7 +11,7 @@ from typing import Any, Never
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString
 from hydra.core.utils import env_override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from repblocks.cli.block_nodes import block_nodes
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.folders import remove_empty
+from repblocks.cli.stopping import Stopped, StopSignals
 from repblocks.errors import (
     ConfigurationError,
     NonFiniteLossError,
@@ -32,39 +33,35 @@ from repblocks.errors import (
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
 _OTHER = 2
+_PATHS = ("ckpt_path", "output", "init_from", "data.root", "model.weights")
 _OPTIONAL = ("experiment", "debug")
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-
-
-class _Stopped(BaseException):
-    """Carries an error through Hydra, which would print the stack of an ``Exception``."""
 
 
 def launch(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Compose a configuration from the command line and run a task with it.
 
     Exits with 2 after a mistake of the user, 1 if a verification failed, 3 after losses that are
-    not finite. ``HYDRA_FULL_ERROR=1`` shows the traceback.
+    not finite, 130 after Ctrl-C, 143 after SIGTERM. ``HYDRA_FULL_ERROR=1`` shows the traceback.
 
     Args:
         config_name: The file of ``configs/`` without its ending.
         task: What to do.
     """
-    is_traced = os.environ.get(_FULL_ERROR) == "1"
+    signals = StopSignals()
     try:
-        register()
-        folder = config_folder()
-        groups = _groups(folder)
-        sys.argv[1:] = [_lenient(argument, groups) for argument in sys.argv[1:]]
-        # Hydra then hands errors over, instead of printing them.
-        with env_override({_FULL_ERROR: "1"}):
-            hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
-                _passing_through(task)
-            )()
-    except _Stopped as stopped:
-        _end(stopped.__cause__, is_traced)
-    except _USER_ERRORS as error:
-        _end(error, is_traced)
+        with signals.handled():
+            register()
+            folder = config_folder()
+            groups = _groups(folder)
+            sys.argv[1:] = [_lenient(argument, groups) for argument in sys.argv[1:]]
+            # Hydra then hands errors over, instead of printing them.
+            with env_override({_FULL_ERROR: "1"}):
+                hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(
+                    _passing_through(task, signals)
+                )()
+    except BaseException as error:  # noqa: BLE001 - it is raised again, or ends the process
+        _end(error, signals)
 
 
 def _groups(folder: Path) -> dict[str, list[str]]:
@@ -81,6 +78,8 @@ def _lenient(argument: str, groups: Mapping[str, list[str]]) -> str:
         ConfigurationError: if a group is given something that is no name, where Hydra would fail.
     """
     key, equals, value = argument.partition("=")
+    if equals and key.lstrip("+") in _PATHS:
+        argument = f"{key}={_as_path(value)}"
     is_value = bool(equals) and key.replace(".", "").replace("_", "").isalnum()
     group = key.lstrip("+")
     if equals and (group in groups or "/" in group):
@@ -88,6 +87,20 @@ def _lenient(argument: str, groups: Mapping[str, list[str]]) -> str:
     if not is_value or key in groups or key.startswith("hydra."):
         return argument
     return f"++{argument}"
+
+
+def _as_path(value: str) -> str:
+    """Quote a path that Hydra's grammar would not take as a text; ``~`` is the home folder.
+
+    What that grammar takes stays: quoted texts, ``null``, and the choices of a sweep.
+    """
+    path = str(Path(value).expanduser()) if value.startswith("~") else value
+    try:
+        read = OverridesParser.create().parse_override(f"key={path}").value()
+    except HydraException:
+        read = False
+    is_taken = read is None or isinstance(read, str | ChoiceSweep)
+    return path if is_taken else QuotedString(path, Quote.single).with_quotes()
 
 
 def _check_choice(group: str, value: str, names: list[str]) -> None:
@@ -106,28 +119,39 @@ def _check_choice(group: str, value: str, names: list[str]) -> None:
         )
 
 
-def _passing_through(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def _passing_through(
+    task: Callable[[DictConfig], Any], signals: StopSignals
+) -> Callable[[DictConfig], Any]:
     def run(config: DictConfig) -> Any:
         try:
             return task(config)
-        except _USER_ERRORS as error:
+        except Exception as error:
+            if signals.received:
+                raise Stopped from error
+            if not isinstance(error, _USER_ERRORS):
+                raise
             remove_empty(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise  # the other runs of the sweep go on
-            raise _Stopped from error
+            raise Stopped from error
 
     return run
 
 
-def _end(error: BaseException | None, is_traced: bool) -> Never:
-    if is_traced and error is not None:
+def _end(raised: BaseException, signals: StopSignals) -> Never:
+    error = raised.__cause__ or raised if isinstance(raised, Stopped) else raised
+    is_expected = signals.received or isinstance(error, _USER_ERRORS)
+    if not is_expected or os.environ.get(_FULL_ERROR) == "1":
         raise error
+    if signals.received:
+        sys.stderr.write(signals.message(error) + "\n")
+        sys.exit(signals.exit_code)
     sys.stderr.write(_message(error) + "\n")
     code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _OTHER)
     sys.exit(code)
 
 
-def _message(error: BaseException | None) -> str:
+def _message(error: BaseException) -> str:
     """Give what to tell the user: Hydra's messages leave out their cause."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -46,7 +46,7 @@ def network_run(settings: DeployConfig) -> None:
             "ckpt_path, data and deploy_shortcut belong to a run of train.py; leave them out with "
             "model=..., whose weights are model.weights=FILE."
         )
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     model = _network(node)
     example = _example(model, int(node.get("in_chans") or 3))
     if not _has_weights(node):

@@ -17,13 +17,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
 
+from repblocks.cli.composing import plain
 from repblocks.cli.folders import remove_empty
-from repblocks.errors import RepblocksError
+from repblocks.cli.stopping import Stopped
+from repblocks.errors import ConfigurationError, RepblocksError
 
 _logger = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
 COLUMNS = ("run", "overrides", "accuracy", "train_seconds", "deployed_bytes", "latency_ms", "error")
+_ONE_OUTPUT = (
+    "output={output} would be the folder of every run of the sweep, and holds one. Leave output "
+    "out, and set hydra.sweep.dir={output} to have the folders of the runs in it."
+)
 _HYDRA_FILE = "multirun.yaml"
 
 
@@ -31,8 +37,15 @@ class Summary(Callback):
     """Collect what each run of a sweep wrote about itself, and why the others failed."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Leave nothing behind if Hydra refuses the sweep: it writes a file first."""
+        """Refuse one folder for all runs.
+
+        Nothing is left behind if a sweep is refused, here or by Hydra, which writes a file first.
+        """
         atexit.register(_remove_unused, Path(config.hydra.sweep.dir).absolute())
+        output = plain(config, resolve=False)["output"]
+        if output is not None and "${" not in str(output):
+            # Hydra would make a warning of an Exception.
+            raise Stopped from ConfigurationError(_ONE_OUTPUT.format(output=output))
 
     def on_job_end(
         self,

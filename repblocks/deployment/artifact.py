@@ -24,13 +24,13 @@ def staged(output: Path) -> Iterator[Path]:
     """Give a folder beside ``output`` that becomes ``output`` if the body ends without an error.
 
     An artifact that is already there is replaced only then. After an error everything is as it
-    was before.
+    was before. If ``output`` is a link, what it points to is replaced.
 
     Raises:
         ConfigurationError: if ``output`` cannot be written, or holds something else than an
             artifact; before the body runs.
     """
-    output = output.absolute()
+    output = output.resolve()
     _check_replaceable(output)
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     created = [p for p in output.parents if not p.exists()]
@@ -128,7 +128,7 @@ def _replace(output: Path, folder: Path) -> None:
         output.rename(old)
     try:
         folder.rename(output)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.rename(output)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from repblocks.data import ImageDataModule
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
+from repblocks.training.claiming import CHECKPOINTS, METRICS, claimed
 from repblocks.training.classifier import ImageClassifier
 from repblocks.training.config import TrainingConfig
 from repblocks.training.curves import draw_curves
@@ -85,22 +87,6 @@ def _check_limits(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_other_run(output: Path) -> None:
-    """Never write a run over another one."""
-    if (output / "metrics.csv").exists():
-        raise ConfigurationError(
-            f"{output} already holds a run. Choose another folder, or continue the run with "
-            f"ckpt_path={output / 'checkpoints' / LAST}."
-        )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot write into the output folder: {error}.") from error
-
-
 def _tensorboard(output: Path, first_step: int) -> TensorBoardLogger:
     """Log for TensorBoard, and hide what the interrupted run logged after its checkpoint."""
     purge: dict[str, Any] = {"purge_step": first_step} if first_step else {}
@@ -114,7 +100,7 @@ def _callbacks(
     return [
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
-        MetricsLog(output / "metrics.csv", every),
+        MetricsLog(output / METRICS, every),
         *checkpoint_callbacks(
             config, folder, has_validation=trainer.get("limit_val_batches") not in (0, 0.0)
         ),
@@ -136,6 +122,17 @@ def _result(runner: pl.Trainer, folder: Path, seconds: float) -> TrainingResult:
     )
 
 
+def _fit(
+    runner: pl.Trainer, classifier: ImageClassifier, data: ImageDataModule, ckpt_path: Path | None
+) -> None:
+    try:
+        runner.fit(classifier, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__ from None  # Lightning turns Ctrl-C into a plain exit
+        raise
+
+
 def train(
     config: TrainingConfig,
     model: nn.Module,
@@ -149,8 +146,9 @@ def train(
 ) -> TrainingResult:
     """Train a network.
 
-    Writes ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``step=N.ckpt``), ``metrics.csv``,
-    ``curves.png`` and ``tensorboard/`` into ``output``.
+    Writes ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``step_N.ckpt``), ``metrics.csv``,
+    ``curves.png`` and ``tensorboard/`` into ``output``. A run that fails before its first
+    checkpoint leaves none of them.
 
     Args:
         config: What happens in training.
@@ -165,14 +163,12 @@ def train(
         callbacks: More callbacks of Lightning.
 
     Raises:
-        ConfigurationError: if an option is not possible.
+        ConfigurationError: if an option is not possible, or ``output`` holds another run.
         CheckpointError: if ``ckpt_path`` cannot be read, or is of another network.
         NonFiniteLossError: if the loss was not finite several times in a row.
     """
     epochs = _count(trainer, "max_epochs")
     _check_limits(trainer)
-    if ckpt_path is None:
-        _refuse_other_run(output)
     classifier = ImageClassifier(
         model,
         data.num_classes,
@@ -184,7 +180,7 @@ def train(
     )
     max_steps = trainer.get("max_steps", -1)
     step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path, epochs, max_steps)
-    folder = output / "checkpoints"
+    folder = output / CHECKPOINTS
     pl.seed_everything(config.seed, verbose=False)
     runner = build_trainer(
         trainer,
@@ -192,11 +188,10 @@ def train(
         tensorboard=_tensorboard(output, step + 1 if step else 0) if config.tensorboard else None,
         output=output,
     )
-    _make_folder(output)
     start = time.perf_counter()
-    with quiet():
-        runner.fit(classifier, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    with claimed(output, ckpt_path) if runner.is_global_zero else nullcontext(), quiet():
+        _fit(runner, classifier, data, ckpt_path)
     seconds = time.perf_counter() - start
-    if runner.is_global_zero and (output / "metrics.csv").exists():
-        draw_curves(output / "metrics.csv", output / "curves.png")
+    if runner.is_global_zero and (output / METRICS).exists():
+        draw_curves(output / METRICS, output / "curves.png")
     return _result(runner, folder, seconds)

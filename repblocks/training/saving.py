@@ -44,8 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(path)
         except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-            partial.unlink(missing_ok=True)
             raise CheckpointError(f"Cannot write the checkpoint {path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -99,7 +100,7 @@ class StepCheckpoint(MovableCheckpoint):
 def checkpoint_callbacks(
     config: TrainingConfig, folder: Path, *, has_validation: bool
 ) -> list[ModelCheckpoint]:
-    """Give the callbacks that write ``best.ckpt``, ``last.ckpt`` and ``step=N.ckpt``.
+    """Give the callbacks that write ``best.ckpt``, ``last.ckpt`` and ``step_N.ckpt``.
 
     Args:
         config: Says how often, and how many are kept.
@@ -112,7 +113,8 @@ def checkpoint_callbacks(
         filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False, **shared
     )
     steps = StepCheckpoint(
-        filename="{step}",
+        filename="step_{step}",
+        auto_insert_metric_name=False,
         monitor="step",
         mode="max",
         save_top_k=config.keep_step_checkpoints,
@@ -136,7 +138,7 @@ def newest_checkpoint(folder: Path) -> Path:
     found = [path for path in folder.glob("*.ckpt") if path.name != BEST]
     if not found:
         raise CheckpointError(
-            f"No checkpoint to resume from in {folder}: looked for {LAST} and step=*.ckpt. "
+            f"No checkpoint to resume from in {folder}: looked for {LAST} and step_*.ckpt. "
             "Start the run anew, without ckpt_path."
         )
     return max(found, key=lambda path: path.stat().st_mtime_ns)

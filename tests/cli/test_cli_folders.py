@@ -1,10 +1,11 @@
 """A run that leaves no file leaves no folder, and never a folder of the user's goes."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from repblocks.cli.folders import newest_run_checkpoint, remove_empty, run_folder
+from repblocks.cli.folders import newest_run_checkpoint, remove_empty, run_folder, run_of
 from repblocks.errors import CheckpointError
 
 
@@ -56,6 +57,13 @@ def test_a_continued_run_goes_on_in_its_folder(here):
     assert not (here / "outputs/new").exists()
     with run_folder("chosen", str(here / "outputs/new"), checkpoint) as output:
         assert str(output) == "chosen"
+
+
+def test_a_checkpoint_named_from_its_own_folder_belongs_to_its_run(here, monkeypatch):
+    (here / "run/checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(here / "run/checkpoints")
+    assert run_of(Path("last.ckpt")) == here / "run"
+    assert run_of(here / "lone.ckpt") is None
 
 
 def test_the_users_empty_folder_stays(here):

@@ -71,3 +71,19 @@ def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("Unknown block 'repvg'. Did you mean 'repvgg'?")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_output_for_all_runs_is_refused_before_the_first(tmp_path):
+    done = sweep(tmp_path, "seed=2,3", "output=x=y")
+    message = (
+        "output=x=y would be the folder of every run of the sweep, and holds one. Leave output out,"
+        " and set hydra.sweep.dir=x=y to have the folders of the runs in it.\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outputs", ["output=a,b", "output=run_${seed}"])
+def test_an_output_for_each_run_is_taken(tmp_path, outputs):
+    done = sweep(tmp_path, "seed=2,3", outputs)
+    assert (done.returncode, done.stderr) == (0, "")

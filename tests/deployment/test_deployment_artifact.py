@@ -52,6 +52,15 @@ def test_replaces_an_artifact_only_when_the_new_one_is_whole(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
 
+def test_a_link_stays_a_link_to_the_new_artifact(tmp_path: Path) -> None:
+    write(tmp_path / "v1", "old")
+    (tmp_path / "current").symlink_to("v1")
+    write(tmp_path / "current")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "v1"]
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "v1/report.json").read_text() == "new"
+
+
 def test_old_artifact_comes_back_if_the_rename_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

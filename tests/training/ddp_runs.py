@@ -106,5 +106,5 @@ def test_run_of_two_processes_writes_one_set_of_files(tmp_path):
     accuracy = float(rows[-1].split(",")[5])
     assert accuracy * 15 == pytest.approx(round(accuracy * 15), abs=1e-5), "each image counts once"
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt", "step=2.ckpt", "step=4.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "step_2.ckpt", "step_4.ckpt"]
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt").raw["global_step"] == 6

@@ -166,8 +166,8 @@ def test_two_layers_of_another_shape_are_no_head():
 
 
 def test_newest_checkpoint_is_the_one_to_resume_from(tmp_path, written):
-    with pytest.raises(CheckpointError, match=r"No checkpoint to resume .*last\.ckpt and step="):
+    with pytest.raises(CheckpointError, match=r"No checkpoint to resume .*last\.ckpt and step_"):
         newest_checkpoint(tmp_path)
-    for name in ("last.ckpt", "step=9.ckpt", "best.ckpt"):
+    for name in ("last.ckpt", "step_9.ckpt", "best.ckpt"):
         shutil.copyfile(written, tmp_path / name)
-    assert newest_checkpoint(tmp_path).name == "step=9.ckpt"
+    assert newest_checkpoint(tmp_path).name == "step_9.ckpt"

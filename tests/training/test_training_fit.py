@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
 def test_run_leaves_checkpoints_logs_and_a_picture(finished):
     folder, result = finished
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt", "step=15.ckpt", "step=20.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "step_15.ckpt", "step_20.ckpt"]
     assert result.best == folder / "checkpoints" / "best.ckpt"
     assert result.last == folder / "checkpoints" / "last.ckpt"
     assert result.seconds > 0

@@ -69,4 +69,4 @@ def test_checkpoint_of_infinite_weights_is_never_written(tmp_path):
     config = tiny_config(checkpoint_every_n_steps=1)
     with pytest.raises(NonFiniteLossError, match="weights are not finite after update 2"):
         tiny_train(tmp_path, config, callbacks=[Overflow()])
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=1.ckpt"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1.ckpt"]

@@ -44,12 +44,12 @@ def killed(tmp_path_factory):
     assert run_process(folder, workers=2, callbacks=[KillAfter(9)]) == -signal.SIGKILL
     # None at 6, the end of epoch 1: a validation follows it.
     names = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert names == ["best.ckpt", "last.ckpt", "step=4.ckpt", "step=8.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "step_4.ckpt", "step_8.ckpt"]
     return folder
 
 
 @pytest.mark.parametrize(
-    ("name", "workers"), [("step=8.ckpt", 2), ("last.ckpt", 0), ("best.ckpt", 0)]
+    ("name", "workers"), [("step_8.ckpt", 2), ("last.ckpt", 0), ("best.ckpt", 0)]
 )
 def test_killed_and_resumed_run_ends_bit_identical(tmp_path, whole, killed, name, workers):
     folder = tmp_path / "run"
@@ -61,7 +61,7 @@ def test_killed_and_resumed_run_ends_bit_identical(tmp_path, whole, killed, name
     content = checkpoint.read_bytes()
     assert run_process(folder, workers=workers, ckpt_path=checkpoint) == 0
 
-    if name == "step=8.ckpt":
+    if name == "step_8.ckpt":
         assert checkpoint.read_bytes() == content, "not written again in the middle of update 9"
 
     expected, got = (
