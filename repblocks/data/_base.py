@@ -125,10 +125,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits that ``stage`` needs: all of them but for ``"validate"``."""
-        for split in ("val",) if stage == "validate" else ("train", "val"):
-            if split not in self._images:
-                self._images[split] = self.load(split)
+        """Open the splits that ``stage`` needs: all of them but for ``"validate"``.
+
+        What is missing is downloaded first, if that was asked for: a run has to know its images
+        before there is a Trainer, which would call ``prepare_data``.
+        """
+        splits = ("val",) if stage == "validate" else ("train", "val")
+        unopened = [split for split in splits if split not in self._images]
+        if unopened:
+            self.prepare_data()
+        for split in unopened:
+            self._images[split] = self.load(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load augmented batches, from where a restored checkpoint stopped; the tail is dropped.
