@@ -12,27 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from repblocks.data._images import EvaluationImages, Images, TrainingImages
+from repblocks.data._loader import ResumableLoader, collate
 from repblocks.data.augmentation import Augmentation
 from repblocks.data.preprocessing import evaluation_transform
 from repblocks.data.sampler import EpochSampler, ShardedBatches
 from repblocks.errors import ConfigurationError
 
 Batch = tuple[Tensor, Tensor]
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that resumes in the middle of an epoch, which Lightning looks for these methods.
-
-    The position is part of the data module's state, which also knows what Lightning consumed:
-    with workers the loader itself is ahead of it.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing, the data module's state holds the position."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing, the data module has placed the sampler already."""
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -230,6 +216,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _loader(self, dataset: Dataset[Any], **sampling: Any) -> ResumableLoader:
         return ResumableLoader(
             dataset,
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
