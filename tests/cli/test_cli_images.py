@@ -1,7 +1,9 @@
-"""data.download=true gets what is missing, in each command that reads images."""
+"""Images that are missing, broken or of other classes, as the commands meet them."""
 
+import contextlib
 import gzip
 import logging
+import re
 import shutil
 import sys
 import threading
@@ -9,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torchvision import datasets
 from true_formats import write_cifar, write_fashion
 
@@ -23,15 +26,18 @@ QUICK = [
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Run a command in an empty folder."""
+def command(tmp_path, monkeypatch, capsys):
+    """Run a command in an empty folder; gives what it printed, or wrote to stderr if it failed."""
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 
-    def run(main, *arguments):
+    def run(main, *arguments, code=0):
         monkeypatch.setattr(sys, "argv", ["repblocks", *arguments])
-        main()
+        with pytest.raises(SystemExit, match=str(code)) if code else contextlib.nullcontext():
+            main()
+        out, error = capsys.readouterr()
+        return error if code else out
 
     yield run
     root.handlers[:] = handlers
@@ -76,19 +82,16 @@ def test_training_downloads_cifar(command, tmp_path_factory, monkeypatch, name, 
     assert downloads == [source.url]
 
 
-def test_each_command_downloads_what_is_missing(command, tmp_path_factory, monkeypatch, capsys):
+def test_each_command_downloads_what_is_missing(command, tmp_path_factory, monkeypatch):
     downloads = offer_fashion(tmp_path_factory.mktemp("origin"), monkeypatch)
     command(train.main, "data=fashion_mnist", "data.root=a", "data.download=true", *QUICK)
     assert len(downloads) == 4, "once, and not again for the deployment"
-    shutil.rmtree("a")
-    capsys.readouterr()
     checkpoint = "ckpt_path=run/checkpoints/best.ckpt"
-    command(deploy.main, checkpoint, "output=x", "export=weights")
-    assert "differs for 0 of 4 validation images" in capsys.readouterr().out
+    printed = command(deploy.main, checkpoint, "data.root=b", "output=x", "export=weights")
+    assert "differs for 0 of 4 validation images" in printed
     assert len(downloads) == 8
-    shutil.rmtree("a")
-    command(train.main, "mode=validate", checkpoint, *QUICK[2:5])
-    assert "4 images" in capsys.readouterr().out
+    printed = command(train.main, "mode=validate", checkpoint, "data.root=c", *QUICK[2:5])
+    assert "4 images" in printed
     assert len(downloads) == 12
 
 
@@ -116,3 +119,49 @@ def test_of_several_processes_one_downloads_and_the_others_wait(tmp_path, monkey
         thread.join()
     assert opened == [4] * 4
     assert len(downloads) == 1
+
+
+def write_images(folder, *classes):
+    for name in classes:
+        for split in ("train", "val"):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (16, 16), (number, 9, 9)).save(place / f"{number}.png")
+    return f"data.root={folder}"
+
+
+FOLDER = ["data=image_folder", "data.image_size=16", *QUICK]
+
+
+def test_a_broken_image_is_one_line_and_leaves_no_run(command, tmp_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    root = write_images(folder, "a", "b")
+    (folder / "train/b/1.png").write_bytes(b"no image")
+    error = command(
+        train.main, *FOLDER, root, "data.num_workers=1", "trainer.limit_train_batches=1.0", code=2
+    )
+    assert re.fullmatch(r".*train/b/1\.png could not be read as an image: .*\n", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_other_classes_are_refused(command, tmp_path_factory):
+    first, second = tmp_path_factory.mktemp("pets"), tmp_path_factory.mktemp("letters")
+    command(train.main, *FOLDER, write_images(first, "cat", "dog"), "deploy=false")
+    checkpoint, other = "ckpt_path=run/checkpoints/best.ckpt", write_images(second, "a", "b", "c")
+    said = "classes are others: 2 only in training (cat, dog), 3 only here (a, b, c)."
+    assert said in command(deploy.main, checkpoint, other, "output=x", code=2)
+    assert not Path("x").exists()
+    assert said in command(train.main, "mode=validate", checkpoint, other, *QUICK[2:5], code=2)
+
+
+def test_validation_changes_the_recorded_data(command):
+    data = ["data=synthetic", "data.train_size=4", "data.val_size=6", "data.image_size=16"]
+    command(train.main, *data, *QUICK, "deploy=false")
+    validate = ["mode=validate", "ckpt_path=run/checkpoints/best.ckpt", *QUICK[2:5]]
+    assert "6 images" in command(train.main, *validate)
+    assert "6 images" in command(train.main, *validate, "data.batch_size=4")
+    assert "5 images" in command(train.main, *validate, "data.val_size=5")
+    assert "Did you mean data.val_size" in command(train.main, *validate, "data.val_sise=5", code=2)
+    error = command(train.main, *validate, "data=mnist5k", code=2)
+    assert "in_channels was 3 and is 1; " in error
