@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -12,7 +13,7 @@ from repblocks.data import ImageDataModule
 from repblocks.errors import ConfigurationError, RepblocksError
 
 
-def build(path: str, node: Mapping[str, Any]) -> Any:
+def build(path: str, node: Any) -> Any:
     """Build what the ``_target_`` of a node says.
 
     Args:
@@ -21,8 +22,13 @@ def build(path: str, node: Mapping[str, Any]) -> Any:
 
     Raises:
         RepblocksError: what the target raised.
-        ConfigurationError: if the target refused its arguments in another way.
+        ConfigurationError: if there is no target, or it refused its arguments in another way.
     """
+    if not (isinstance(node, Mapping) and "_target_" in node):
+        raise ConfigurationError(
+            f"{path} must be a group of keys with a _target_, got {node!r}. Set {path}._target_ to "
+            "the class that it is to be."
+        )
     try:
         return instantiate(dict(node), _convert_="all")
     except InstantiationException as error:
@@ -34,6 +40,20 @@ def build(path: str, node: Mapping[str, Any]) -> Any:
 
 def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
+
+
+def build_callback(path: str, node: Any) -> pl.Callback:
+    """Build a callback.
+
+    Raises:
+        ConfigurationError: if the node describes something else.
+    """
+    callback = build(path, node)
+    if not isinstance(callback, pl.Callback):
+        raise ConfigurationError(
+            f"{path}._target_ must be a Callback of Lightning, got {type(callback).__name__}."
+        )
+    return callback
 
 
 def build_data(node: Mapping[str, Any]) -> ImageDataModule:

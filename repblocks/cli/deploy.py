@@ -13,7 +13,7 @@ from repblocks.cli.folders import newest_run_checkpoint
 from repblocks.cli.launching import launch
 from repblocks.errors import ConfigurationError
 
-_OUTPUTS = Path("outputs")
+_RUNS = (Path("outputs"), Path("multirun"))
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
             "explain=true shows what would be folded of model=...; of a checkpoint each block is "
             "folded, as its report.md says. Leave explain out, or name a network."
         )
-    path = Path(wanted.ckpt_path) if wanted.ckpt_path else newest_run_checkpoint(_OUTPUTS)
+    path = Path(wanted.ckpt_path) if wanted.ckpt_path else newest_run_checkpoint(*_RUNS)
     # Lightning and timm take seconds to load, and --help does without them.
     from repblocks.cli.deployment_run import deploy_run
 

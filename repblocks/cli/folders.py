@@ -72,17 +72,20 @@ def _readable(folder: Path) -> Path:
     return folder.relative_to(here) if here in folder.parents else folder
 
 
-def newest_run_checkpoint(outputs: Path) -> Path:
+def newest_run_checkpoint(*folders: Path) -> Path:
     """Find the best checkpoint of the newest run, or its last one.
+
+    Args:
+        folders: Where to search, at any depth.
 
     Raises:
         CheckpointError: if there is none.
     """
-    found = [*outputs.rglob(f"{CHECKPOINTS}/*.ckpt")]
+    found = [path for folder in folders for path in folder.rglob(f"{CHECKPOINTS}/*.ckpt")]
     if not found:
         raise CheckpointError(
-            f"There is no checkpoint in {outputs.absolute()}. Train first, or name one with "
-            "ckpt_path=FILE."
+            f"There is no checkpoint in {' or '.join(str(one.absolute()) for one in folders)}. "
+            "Train first, or name one with ckpt_path=FILE, as for a run with output=DIR elsewhere."
         )
     folder = max(found, key=lambda path: path.stat().st_mtime_ns).parent
     best = folder / "best.ckpt"

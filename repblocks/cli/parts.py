@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from repblocks.cli.building import build, build_data
+from repblocks.cli.building import build, build_callback, build_data
 from repblocks.cli.composing import plain
 from repblocks.cli.networks import create_network, recipe
 from repblocks.data import ImageDataModule
@@ -61,7 +61,7 @@ def build_parts(config: DictConfig) -> Parts:
         data=data,
         model=model,
         training=training,
-        callbacks=[build(f"callbacks.{key}", node) for key, node in callbacks],
+        callbacks=[build_callback(f"callbacks.{key}", node) for key, node in callbacks],
         description={"config": settings, "model": recipe(settings["model"])},
     )
 

@@ -27,7 +27,9 @@ def run(config: DictConfig) -> float | None:
     # Lightning and timm take seconds to load, and --help does without them.
     from repblocks.cli.checking_train import check_train
     from repblocks.cli.training_run import train_and_deploy
-    from repblocks.cli.validation_run import validate_checkpoint
+    from repblocks.cli.validation_run import for_validation, validate_checkpoint
 
+    is_validation = config.mode == "validate"
+    config = for_validation(config) if is_validation else config
     check_train(config)
-    return validate_checkpoint(config) if config.mode == "validate" else train_and_deploy(config)
+    return validate_checkpoint(config) if is_validation else train_and_deploy(config)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from repblocks.cli.building import build_data
@@ -15,14 +17,40 @@ from repblocks.cli.recorded_data import build_recorded_data
 from repblocks.data import ImageDataModule
 from repblocks.deployment.load import build
 from repblocks.errors import ConfigurationError
-from repblocks.training import Evaluation, load_weights, read_checkpoint, validate
+from repblocks.training import (
+    Evaluation,
+    check_same_images,
+    load_weights,
+    read_checkpoint,
+    validate,
+)
 from repblocks.training.checkpoint import Checkpoint
+
+
+def for_validation(config: DictConfig) -> DictConfig:
+    """Leave of ``data`` what the command line says, unless it names other data altogether.
+
+    The rest is recorded in the checkpoint, as it is for ``deploy.py``.
+    """
+    given = OverridesParser.create().parse_overrides(HydraConfig.get().overrides.task)
+    if any(one.key_or_group in ("data", "experiment") for one in given):
+        return config
+    config = copy.deepcopy(config)
+    config.data = {}
+    for one in given:
+        if one.key_or_group.startswith("data.") and not one.is_delete():
+            OmegaConf.update(config, one.key_or_group, one.value(), force_add=True)
+    return config
 
 
 def validate_checkpoint(config: DictConfig) -> float:
     """Measure a checkpoint and print top-1, top-5 and each class.
 
-    The images are those of the run that wrote it, or those of ``data=`` if it is given.
+    The images are those of the run that wrote it, with each ``data.OPTION`` of the command line
+    changed; or those of ``data=`` or ``experiment=``, if one is given.
+
+    Args:
+        config: As ``for_validation`` gives it.
 
     Returns:
         The top-1 accuracy.
@@ -51,22 +79,16 @@ def _evaluate(config: DictConfig) -> Evaluation:
 
 
 def _data(config: DictConfig, checkpoint: Checkpoint) -> ImageDataModule:
-    """Take the data that was asked for, or that of the checkpoint.
+    """Take the data that was asked for, or that of the checkpoint with changes over its options.
 
     Raises:
         ConfigurationError: if it has other classes or is prepared in another way.
     """
-    overrides = [text.lstrip("+") for text in HydraConfig.get().overrides.task]
-    if any(text.startswith(("data=", "data.", "experiment=")) for text in overrides):
-        data = build_data(plain(config.data, resolve=True))
+    node = plain(config.data, resolve=True)
+    if "_target_" in node:
+        data = build_data(node)
     else:
-        data = build_recorded_data(checkpoint.config.get("data", {}))
+        data = build_recorded_data(checkpoint.config.get("data", {}), node)
     data.setup("validate")
-    wanted = (checkpoint.preprocessing, list(checkpoint.class_names))
-    if (data.preprocessing, list(data.class_names)) != wanted:
-        raise ConfigurationError(
-            f"The images do not fit the checkpoint: it has {len(checkpoint.class_names)} classes "
-            f"and images prepared as {checkpoint.preprocessing}, the data has {data.num_classes} "
-            f"and {data.preprocessing}. Use the data of the run that wrote it."
-        )
+    check_same_images(checkpoint, data)
     return data

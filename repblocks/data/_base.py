@@ -12,27 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from repblocks.data._images import EvaluationImages, Images, TrainingImages
+from repblocks.data._loader import ResumableLoader, collate
 from repblocks.data.augmentation import Augmentation
 from repblocks.data.preprocessing import evaluation_transform
 from repblocks.data.sampler import EpochSampler, ShardedBatches
 from repblocks.errors import ConfigurationError
 
 Batch = tuple[Tensor, Tensor]
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that resumes in the middle of an epoch, which Lightning looks for these methods.
-
-    The position is part of the data module's state, which also knows what Lightning consumed:
-    with workers the loader itself is ahead of it.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing, the data module's state holds the position."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing, the data module has placed the sampler already."""
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -125,10 +111,17 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         }
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits that ``stage`` needs: all of them but for ``"validate"``."""
-        for split in ("val",) if stage == "validate" else ("train", "val"):
-            if split not in self._images:
-                self._images[split] = self.load(split)
+        """Open the splits that ``stage`` needs: all of them but for ``"validate"``.
+
+        What is missing is downloaded first, if that was asked for: a run has to know its images
+        before there is a Trainer, which would call ``prepare_data``.
+        """
+        splits = ("val",) if stage == "validate" else ("train", "val")
+        unopened = [split for split in splits if split not in self._images]
+        if unopened:
+            self.prepare_data()
+        for split in unopened:
+            self._images[split] = self.load(split)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Load augmented batches, from where a restored checkpoint stopped; the tail is dropped.
@@ -223,6 +216,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     def _loader(self, dataset: Dataset[Any], **sampling: Any) -> ResumableLoader:
         return ResumableLoader(
             dataset,
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

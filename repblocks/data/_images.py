@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from repblocks.data._loader import Samples, read_batch
 from repblocks.data._seeding import random_state_kept, seed_everything
+from repblocks.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
 Labelled = tuple[Image.Image, int]
@@ -61,13 +63,14 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, position: Position) -> tuple[Tensor, int]:
-        return self.__getitems__([position])[0]
+        with random_state_kept():
+            return self._augmented(position)
 
-    def __getitems__(self, positions: list[Position]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, positions: list[Position]) -> Samples | DataError:
         """Read a batch, the method that torch's loaders prefer to one call an image."""
         # Saving the state of the generators costs as much as the augmentation of an image.
         with random_state_kept():
-            return [self._augmented(position) for position in positions]
+            return read_batch(self._augmented, positions)
 
     def _augmented(self, position: Position) -> tuple[Tensor, int]:
         epoch, index = position if isinstance(position, tuple) else (0, position)
@@ -89,3 +92,7 @@ class EvaluationImages(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, target = self.images[index]
         return self.transform(image), target
+
+    def __getitems__(self, indices: list[int]) -> Samples | DataError:
+        """Read a batch."""
+        return read_batch(self.__getitem__, indices)

@@ -12,6 +12,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
 from repblocks.data._base import ImageDataModule
+from repblocks.data._download import download_missing
 from repblocks.data._images import Images
 from repblocks.data.augmentation import Augmentation
 from repblocks.errors import DataError
@@ -56,16 +57,18 @@ class CIFAR10DataModule(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download and unpack the archive if that was asked for, once a machine.
+        """Download and unpack the archive if that was asked for, in one process.
 
         Raises:
             DataError: if it cannot be had.
         """
-        if self.download and self._broken_files():
-            try:
-                self.source(self.root, download=True)
-            except (OSError, EOFError, RuntimeError) as error:
-                raise DataError(f"{self.source.url} could not be downloaded: {error}.") from error
+        if self.download:
+            download_missing(
+                self.source.url,
+                self.root,
+                is_missing=lambda: bool(self._broken_files()),
+                download=lambda: self.source(self.root, download=True),
+            )
 
     def load(self, split: str) -> Images:
         """Read the images of ``split`` into memory, after comparing the checksums of all files.

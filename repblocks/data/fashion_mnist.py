@@ -10,6 +10,7 @@ from pathlib import Path
 from torchvision import datasets
 
 from repblocks.data._base import ImageDataModule
+from repblocks.data._download import download_missing
 from repblocks.data._idx import read_idx
 from repblocks.data._images import ArrayImages, Images
 from repblocks.data.augmentation import Augmentation
@@ -56,16 +57,19 @@ class FashionMNISTDataModule(ImageDataModule):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Download the files if that was asked for, once a machine.
+        """Download the files if that was asked for, in one process.
 
         Raises:
             DataError: if they cannot be had.
         """
-        if self.download and not all(map(self._found, self._names("train") + self._names("val"))):
-            try:
-                datasets.FashionMNIST(self.root, download=True)
-            except (OSError, RuntimeError) as error:
-                raise DataError(f"Fashion-MNIST could not be downloaded: {error}.") from error
+        if self.download:
+            names = self._names("train") + self._names("val")
+            download_missing(
+                "Fashion-MNIST",
+                self.root,
+                is_missing=lambda: not all(map(self._found, names)),
+                download=lambda: datasets.FashionMNIST(self.root, download=True),
+            )
 
     def load(self, split: str) -> Images:
         """Read the images of ``split`` into memory.

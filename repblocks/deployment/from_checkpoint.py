@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
+from repblocks.training.same_images import check_same_images
 
 _EXAMPLE_IMAGES = 8
 
@@ -44,8 +44,8 @@ def deploy_checkpoint(
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
         VerificationError: if the folded network or a written form is another function.
-        ConfigurationError: if the network takes no such option, the data is not prepared as in
-            training, or ``output`` cannot be written.
+        ConfigurationError: if the network takes no such option, the data has other classes or is
+            prepared in another way than in training, or ``output`` cannot be written.
     """
     checkpoint = read_checkpoint(path)
     _check_options(checkpoint.model_name, model_options or {})
@@ -100,12 +100,7 @@ def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) ->
         data.setup("validate")
     except DataError as error:
         return None, f"no validation data was found: {error}"
-    ours, theirs = json.dumps(checkpoint.preprocessing), json.dumps(data.preprocessing)
-    if ours != theirs:
-        raise ConfigurationError(
-            f"The validation images are prepared as {theirs}, but the network was trained for "
-            f"{ours}. Use the data options of the training run."
-        )
+    check_same_images(checkpoint, data)
     return data.val_dataloader(), "the validation set holds no images"
 
 

@@ -12,4 +12,5 @@ from repblocks.training.evaluation import Evaluation as Evaluation
 from repblocks.training.evaluation import validate as validate
 from repblocks.training.fit import TrainingResult as TrainingResult
 from repblocks.training.fit import train as train
+from repblocks.training.same_images import check_same_images as check_same_images
 from repblocks.training.saving import newest_checkpoint as newest_checkpoint

@@ -195,7 +195,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         ) from error
 
 
-def _listed(title: str, names: list[str]) -> str:
+def listed(title: str, names: list[str]) -> str:
     """Name the first few, and how many there are."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} {title} ({shown})" if names else ""
@@ -238,9 +238,9 @@ def check_weights(
             for name in mismatched
         ]
         parts = [
-            _listed("missing", missing),
-            _listed("unexpected", unexpected),
-            _listed("of another shape", shapes),
+            listed("missing", missing),
+            listed("unexpected", unexpected),
+            listed("of another shape", shapes),
         ]
         raise CheckpointError(
             f"The weights do not fit {type(model).__name__}: {'; '.join(filter(None, parts))}. "

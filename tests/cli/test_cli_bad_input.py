@@ -83,6 +83,8 @@ def is_empty(folder: Path) -> bool:
             ["model.model_name=repblocks_repvgg_tinny"],
             "unknown network 'repblocks_repvgg_tinny'. Did you mean 'repblocks_repvgg_tiny'?",
         ),
+        (["callbacks.x=3"], "callbacks.x must be a group of keys with a _target_, got 3."),
+        (["callbacks.x._target_=torch.nn.ReLU"], "callbacks.x._target_ must be a Callback of Li"),
         (["model.num_classes=-1"], "model.num_classes is -1, but the data has 10. Leave it out"),
         (
             ["model.global_pool=foo"],
@@ -131,7 +133,8 @@ def test_deploying_without_a_run_is_answered_before_heavy_imports(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "False\n")
-    assert f"There is no checkpoint in {tmp_path}/outputs. Train first" in done.stderr
+    wanted = f"There is no checkpoint in {tmp_path}/outputs or {tmp_path}/multirun. Train first"
+    assert wanted in done.stderr
     assert is_empty(tmp_path)
 
 
@@ -236,7 +239,8 @@ def test_a_checkpoint_of_other_images(command, tmp_path, tmp_path_factory):
     path = checkpoint(tmp_path_factory.mktemp("given") / "x.ckpt", {})
     code, error = command(train.main, *TINY, "mode=validate", f"ckpt_path={path}")
     assert code == 2
-    assert "it has 10 classes and images prepared as {'input_size': [3, 16, 16]}" in error
+    assert "interpolation was None and is bilinear" in error
+    assert "classes are others: 10 only in training (0, 1, 2, ...), 10 only here (class_0," in error
     assert is_empty(tmp_path)
 
 

@@ -74,11 +74,16 @@ def test_the_users_empty_folder_stays(here):
 
 
 def test_the_newest_run_gives_its_best_checkpoint(here):
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*outputs. Train first"):
-        newest_run_checkpoint(here / "outputs")
+    folders = (here / "outputs", here / "multirun")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*outputs or .*multirun. Train "):
+        newest_run_checkpoint(*folders)
     for age, name in enumerate(("new/last", "new/best", "old/best", "step/last")):
         path = here / "outputs" / name.replace("/", "/checkpoints/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".ckpt").touch()
         os.utime(path.with_suffix(".ckpt"), (1000 - age, 1000 - age))
-    assert newest_run_checkpoint(here / "outputs").parts[-3:] == ("new", "checkpoints", "best.ckpt")
+    assert newest_run_checkpoint(*folders) == here / "outputs/new/checkpoints/best.ckpt"
+    of_a_sweep = here / "multirun/train/now/0/checkpoints/last.ckpt"
+    of_a_sweep.parent.mkdir(parents=True)
+    of_a_sweep.touch()
+    assert newest_run_checkpoint(*folders) == of_a_sweep

@@ -83,12 +83,15 @@ def test_a_corrupt_image_is_named(tmp_path, content):
         list(module(tmp_path).val_dataloader())
 
 
-def test_a_corrupt_image_is_named_by_a_worker_process(tmp_path):
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_corrupt_image_is_named_in_one_line_by_worker_processes_too(tmp_path, split, num_workers):
     write_images(tmp_path / "train" / "a", 2)
-    write_images(tmp_path / "val" / "a", 1)
-    (tmp_path / "train" / "a" / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(DataError, match=r"train/a/01\.png could not be read as an image"):
-        list(module(tmp_path, num_workers=1).train_dataloader())
+    write_images(tmp_path / "val" / "a", 2)
+    (tmp_path / split / "a" / "01.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    data = module(tmp_path, num_workers=num_workers)
+    with pytest.raises(DataError, match=rf"\A.*{split}/a/01\.png could not be read .*\.\Z"):
+        list(getattr(data, f"{split}_dataloader")())
 
 
 def test_a_missing_tree_says_what_where_and_how(tmp_path):

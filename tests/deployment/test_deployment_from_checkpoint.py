@@ -89,9 +89,26 @@ def test_missing_data_is_a_note(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_data_prepared_otherwise_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    message = r"prepared as .*\"crop_pct\": 0.9.* trained for .*\"crop_pct\": 1.0"
+    message = r"best.ckpt: crop_pct was 1.0 and is 0.9\. Use the data of the run"
     with pytest.raises(ConfigurationError, match=message):
         deploy_checkpoint(checkpoint, tmp_path / "artifact", data=Data(crop_pct=0.9))
+    assert not (tmp_path / "artifact").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((*CLASS_NAMES[:-1], "x", "y"), f"1 only in training \\({CLASS_NAMES[-1]}\\), 2 only here"),
+        (CLASS_NAMES[::-1], "classes are others: their order differs. Use"),
+    ],
+)
+def test_data_of_other_classes_is_refused(
+    checkpoint: Path, tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    data = Data()
+    data.class_names = names
+    with pytest.raises(ConfigurationError, match=message):
+        deploy_checkpoint(checkpoint, tmp_path / "artifact", data=data)
     assert not (tmp_path / "artifact").exists()
 
 
