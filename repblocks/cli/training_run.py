@@ -112,15 +112,6 @@ class _SavedConfig(pl.Callback):
         if trainer.is_global_zero:
             _write_config(self.settings, self.output)
 
-    @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Take it back where the run came to nothing else: its folder then goes, too."""
-        files = [path for path in self.output.rglob("*") if path.is_file()]
-        if trainer.is_global_zero and files == [self.output / CONFIG]:
-            files[0].unlink()
-
 
 def _write_config(settings: Mapping[str, Any], output: Path) -> None:
     """Write a configuration that ``--config-dir`` runs again, in a folder of its own."""
