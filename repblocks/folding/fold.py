@@ -55,7 +55,7 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     taken_in = [one for part in analysis.parts for one in part.taken_in]
     for one in taken_in:
         put(analysis.model, one.conv.path, one.layer())
-    emptied += [one.emptied for one in taken_in]
+    emptied += [gone for one in taken_in for gone in one.emptied]
     folded = rewrite(analysis.model, placed, emptied)
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
@@ -94,7 +94,7 @@ class _Placing:
     @property
     def done(self) -> set[Step]:
         """All steps that are gone."""
-        return self.folded | {one.scale for one in self.taken_in}
+        return self.folded.union(*(one.scales for one in self.taken_in))
 
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
@@ -116,7 +116,7 @@ class _Analysis:
         parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
-        folded += [_describe_taken(one, batch) for part in parts for one in part.taken_in]
+        folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
         macs = sum(o.macs for part in parts for o in part.region.operations.values()) // batch
         count = _parameters(twin)
         report = FoldReport(
@@ -209,17 +209,16 @@ def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:
     )
 
 
-def _describe_taken(one: TakenIn, batch: int) -> FoldedRegion:
-    paths = [step.path for step in (one.conv, one.scale) if step.module is not None]
-    modules = [s.module for s in (one.conv, one.scale) if s.module is not None]
-    before = sum(p.numel() for module in modules for p in module.parameters())
+def _describe_taken(one: TakenIn, region: Region, batch: int) -> FoldedRegion:
+    steps = [one.conv, *one.scales]
+    modules = [step.module for step in steps if step.module is not None]
     return FoldedRegion(
         one.conv.path,
-        f"{_name(one.conv)} + {_name(one.scale)}",
-        tuple(paths),
-        numel(one.scale.shape) // batch,
+        " + ".join(map(_name, steps)),
+        tuple(step.path for step in steps if step.module is not None),
+        sum(region.operations[step].macs for step in one.scales) // batch,
         0,
-        before,
+        sum(p.numel() for module in modules for p in module.parameters()),
         sum(p.numel() for p in one.layer().parameters()),
     )
 

@@ -189,11 +189,15 @@ def channel_arithmetic(operation: Operation, operand: Step) -> tuple[Tensor, Ten
         return None
     channels = operand.shape[1]
     try:
-        own = operation.apply({operand: Located(AffineMap.identity(channels), 1)}).map
+        found = operation.apply({operand: Located(AffineMap.identity(channels), 1)})
     except NotFoldable:
         return None
-    order = torch.arange(own.out_channels).unsqueeze(1)
-    if not torch.equal(own.index, order) or any(axis != Axis() for axis in own.axes):
+    own, order = found.map, torch.arange(channels).unsqueeze(1)
+    if (
+        found.axis != 1
+        or not torch.equal(own.index, order)
+        or any(axis != Axis() for axis in own.axes)
+    ):
         return None
     ones = torch.ones(channels, dtype=torch.float64)
     factor = ones if own.weight is None else own.weight().flatten()

@@ -214,6 +214,26 @@ def test_transposed_convolutions_take_in_norms(groups):
     assert not result.fold_report.left
 
 
+def up():
+    return nn.ConvTranspose2d(4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [parametrizations.weight_norm(up()), nn.BatchNorm2d(6)],
+        [up(), nn.Dropout(), nn.BatchNorm2d(6)],
+        [up(), nn.BatchNorm2d(6), nn.Identity(), nn.BatchNorm2d(6)],
+    ],
+    ids=["parametrized", "through a dropout", "two norms"],
+)
+def test_transposed_convolutions_take_in_all_that_follows(layers):
+    result = folded_exactly(ready(nn.Sequential(*layers, nn.ReLU()), 2, 4, 5, 6), 2, 4, 5, 6)
+    assert type(result[0]) is nn.ConvTranspose2d
+    assert count(result, nn.BatchNorm2d) == 0
+    assert not result.fold_report.left
+
+
 def test_hooks_are_barriers():
     hooked = ready(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 2, 4, 5, 5)
     hooked[0].register_forward_hook(lambda _m, _x, y: 2 * y)
