@@ -121,7 +121,7 @@ class _Analysis:
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
-            tuple(leftovers(twin, [(part.flow, part.region, part.done) for part in parts])),
+            tuple(leftovers(twin, [(part.flow, part.sites, part.done) for part in parts])),
             macs,
             macs - sum(one.macs_before - one.macs_after for one in folded),
             count,
@@ -187,7 +187,7 @@ def _settle(
             return _Placing(flow, region, chosen, placed, pushed, sites)
         for step, reason in refused.items():
             region.candidates[step].remove(chosen.chosen[step])
-            region.reasons.setdefault(step, []).append(reason)
+            region.unplaced |= dict.fromkeys(chosen.chosen[step].interior, reason)
 
 
 def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:

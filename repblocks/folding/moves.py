@@ -109,6 +109,19 @@ def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
     return Operation((start,), apply, Kind.OTHER, through=tuple(chain[:-1]))
 
 
+def channels_after(view: Step, shape: Sequence[int]) -> Tensor:
+    """Say of which channel each one on the second axis is after a view; ``shape`` is before it.
+
+    Raises:
+        NotFoldable: if one is of several channels.
+    """
+    result = _redo(view, _along(torch.arange(shape[1]), shape, 1))
+    order = result.movedim(1, 0).flatten(1)[:, 0] if result.ndim > 1 else result
+    if result.ndim < 2 or not torch.equal(result, _along(order, result.shape, 1)):
+        raise NotFoldable("A view that puts several channels together.")
+    return order
+
+
 def _along(numbers: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     view = [1] * len(shape)
     view[axis] = -1

@@ -62,6 +62,7 @@ class Region:
         outputs: The steps, affine or not, that the flow returns.
         candidates: The ways to compute each one at once.
         reasons: Why a step is not affine, or why it does not compose with what is before it.
+        unplaced: Why there was no place for a layer that computes a step with others.
         batch: Inputs of the example, over which the cost of reading a weight is shared.
     """
 
@@ -71,6 +72,7 @@ class Region:
     outputs: set[Step] = field(default_factory=set)
     candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
     reasons: dict[Step, list[str]] = field(default_factory=dict)
+    unplaced: dict[Step, str] = field(default_factory=dict)
     batch: int = 1
 
     @classmethod

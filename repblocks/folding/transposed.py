@@ -81,7 +81,7 @@ def _like(conv: Transposed) -> Transposed:
 def transposed(region: Region, folded: Set[Step], sites: Sites) -> Iterator[TakenIn]:
     """Yield what transposed convolutions can take in, of what was not folded."""
     for conv in region.readers:
-        if not _is_transposed(conv) or not sites.empties(conv) or conv.shape is None:
+        if not is_transposed(conv) or not sites.empties(conv) or conv.shape is None:
             continue
         factor = torch.ones(conv.shape[1], dtype=torch.float64)
         shift = torch.zeros_like(factor)
@@ -109,5 +109,6 @@ def _only_readers(step: Step, region: Region) -> Iterator[tuple[Step, Step]]:
         step = reader
 
 
-def _is_transposed(step: Step) -> bool:
+def is_transposed(step: Step) -> bool:
+    """Tell whether a step is a transposed convolution."""
     return step.module is not None and type(step.module).forward in _FORWARDS
