@@ -185,7 +185,8 @@ def channelwise(factor: Tensor, shift: Tensor) -> AffineMap:
 
 def channel_arithmetic(operation: Operation, operand: Step) -> tuple[Tensor, Tensor] | None:
     """Return factor and shift ``(C,)`` of an operation that does no more to each channel."""
-    if operand.shape is None or len(operand.shape) < 2:
+    is_of_several = operation.operands != (operand,)
+    if is_of_several or operand.shape is None or len(operand.shape) < 2:
         return None
     channels = operand.shape[1]
     try:

@@ -256,7 +256,8 @@ def is_layer(step: Step, candidate: Candidate) -> bool:
     if axes:
         return candidate.start == 1 == candidate.value.axis
     # From another axis, views inside have to stay: the place of the layer is then found, or not.
-    return candidate.value.axis in (-1, len(step.shape or ()) - 1)
+    value = candidate.value
+    return value.is_viewed or value.axis in (-1, len(step.shape or ()) - 1)
 
 
 def _sum(one: Cost, other: Cost) -> Cost:

@@ -51,3 +51,13 @@ def test_a_norm_passes_a_flattening_to_the_head(between):
     result = folded_exactly(nn.Sequential(*layers), 3, 4, 2, 3)
     assert count(result, nn.BatchNorm1d, nn.BatchNorm2d) == 0
     assert result.fold_report.left == ()
+
+
+def test_a_norm_behind_a_view_is_folded_into_the_linear_layer_before_it():
+    model = Code(
+        lambda m, x: m.norm(m.linear(x.movedim(1, -1)).permute(0, 3, 1, 2)).relu(),
+        linear=nn.Linear(4, 5),
+        norm=nn.BatchNorm2d(5),
+    )
+    result = folded_exactly(model, 3, 4, 5, 6)
+    assert count(result, nn.BatchNorm2d) == 0
