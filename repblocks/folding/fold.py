@@ -21,7 +21,7 @@ from repblocks.folding.flow import Flow, Step, flatten
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
-from repblocks.folding.planning import Plan, plan
+from repblocks.folding.planning import ANY_PRICE, Plan, plan
 from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
@@ -32,7 +32,13 @@ from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
 
-def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) -> nn.Module:
+def fold(
+    model: nn.Module,
+    example_input: Any = None,
+    *,
+    verify: bool = True,
+    fewest_layers: bool = False,
+) -> nn.Module:
     """Return a model that computes the same in evaluation mode, with fewer and cheaper layers.
 
     Args:
@@ -40,6 +46,10 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
         example_input: A tensor, or a tuple of the model's positional arguments. Without it only
             what needs no shape is folded, and nothing is verified.
         verify: Compare the result with a float64 run of the original.
+        fewest_layers: Count layers before multiply-adds: low-rank pairs, separable convolutions and
+            branches of different kernels become one layer each, which costs more; the report says
+            how much. A shortcut around several layers stays: to expand it is a matter of those
+            layers (:mod:`repblocks.algebra.shortcut`), and they are no affine region.
 
     Returns:
         A new model in evaluation mode, with the hierarchy and the names of the original wherever
@@ -49,7 +59,7 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     Raises:
         VerificationError: if the result is not the same function.
     """
-    analysis = _Analysis.of(model, example_input)
+    analysis = _Analysis.of(model, example_input, ANY_PRICE if fewest_layers else 0)
     placed = [one for part in analysis.parts for one in part.placed]
     emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
     taken_in = [one for part in analysis.parts for one in part.taken_in]
@@ -64,9 +74,12 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     return folded
 
 
-def explain(model: nn.Module, example_input: Any = None) -> FoldReport:
+def explain(
+    model: nn.Module, example_input: Any = None, *, fewest_layers: bool = False
+) -> FoldReport:
     """Return what :func:`fold` would do, and why not more."""
-    report: FoldReport = fold(model, example_input, verify=False).fold_report  # type: ignore[assignment]
+    folded = fold(model, example_input, verify=False, fewest_layers=fewest_layers)
+    report: FoldReport = folded.fold_report  # type: ignore[assignment]
     return report
 
 
@@ -108,12 +121,15 @@ class _Analysis:
     report: FoldReport
 
     @classmethod
-    def of(cls, model: nn.Module, example_input: Any) -> _Analysis:
+    def of(cls, model: nn.Module, example_input: Any, layer_price: int) -> _Analysis:
         twin = copy.deepcopy(model)
         twin.eval()
         flows = flows_of(twin, example_input)
         calls, foreign = calls_and_foreign(flows)
-        parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
+        regions = [Region.of(flow, layer_price) for flow in flows]
+        parts = [
+            _plan_and_place(*part, calls, foreign) for part in zip(flows, regions, strict=True)
+        ]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
         folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
@@ -158,9 +174,8 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Placing:
+def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> _Placing:
     """Plan a flow; push back what is left over, and plan anew until nothing changes."""
-    region = Region.of(flow)
     result = _settle(flow, region, calls, foreign, [])
     tried: list[Push] = []
     while True:

@@ -2,7 +2,8 @@
 
 A plan says which affine steps are materialised, and from which source each one is. Its cost counts
 multiply-adds first, then values written and, once for each input of the batch, weights read; it may
-not have more layers than the program. Where every value inside a region has one reader, the
+not have more layers than the program. If a layer has a price of its own, it is added to the
+multiply-adds. Where every value inside a region has one reader, the
 cheapest plan is found by a recursion; values with several readers (and what only leads to them) are
 enumerated: each may be materialised once for all, or computed anew for each reader.
 """
@@ -23,7 +24,9 @@ from repblocks.folding.region import Candidate, Region
 LIMIT = 1 << 10
 
 Cost = tuple[int, int, int]
-_NEVER: Cost = (1 << 62, 0, 1 << 62)
+_NEVER: Cost = (1 << 92, 0, 1 << 62)
+#: The price of a layer at which no number of multiply-adds is too many to spare one.
+ANY_PRICE = 1 << 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +242,14 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
     layers = int(operation.kind is Kind.WEIGHT)
     if layers:
         moved += region.batch * sum(w.numel() for w in weights_of(step) if w.ndim > 1)
-    yield Way(step, operation.operands, (operation.macs, moved, layers))
+    macs = operation.macs + layers * region.layer_price
+    yield Way(step, operation.operands, (macs, moved, layers))
     for candidate in region.candidates[step]:
         if candidate.layers and len(candidate.interior) > 1 and is_layer(step, candidate):
             size = numel(step.shape) or candidate.value.map.out_channels
             weights = candidate.value.map.out_channels * candidate.width
-            cost = (size * candidate.width, size + region.batch * weights, 1)
+            macs = size * candidate.width + region.layer_price
+            cost = (macs, size + region.batch * weights, 1)
             yield Way(step, (candidate.source,), cost, candidate, candidate.interior - {step})
 
 

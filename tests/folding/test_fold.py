@@ -247,12 +247,29 @@ def test_parametrizations_are_baked():
     assert type(result[0]) is nn.Conv2d
 
 
-def test_low_rank_and_separable_layers_stay():
+def costly_pairs():
     thin = nn.Sequential(nn.Conv2d(16, 2, 1, bias=False), nn.Conv2d(2, 16, 1))
     separable = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 16, 1))
-    for model in (thin, separable):
-        report = explain(model.double(), image(1, 16, 8, 8))
+    return [thin, separable, nn.Sequential(nn.Linear(16, 2), nn.Linear(2, 16))]
+
+
+def test_low_rank_and_separable_layers_stay():
+    for model, shape in zip(costly_pairs(), [(8, 8), (8, 8), (16,)], strict=True):
+        report = explain(model.double(), image(1, 16, *shape))
         assert report.folded == ()
+
+
+def test_low_rank_and_separable_layers_are_folded_at_a_stated_price_when_asked_for():
+    for model, shape in zip(costly_pairs(), [(8, 8), (8, 8), (16,)], strict=True):
+        x = image(2, 16, *shape)
+        model.double().eval()
+        result = fold(model, x, fewest_layers=True)
+        assert relative_error(result(x), model(x)) < EXACT
+        assert count(result, nn.Conv2d, nn.Linear) == 1
+        (one,) = result.fold_report.folded
+        assert one.macs_after > one.macs_before
+        assert result.fold_report.macs_after > result.fold_report.macs_before
+        assert explain(model, x, fewest_layers=True).folded == result.fold_report.folded
 
 
 def test_without_an_example_chains_are_folded_and_nothing_is_verified():
