@@ -18,7 +18,7 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import batch_norm_map, is_batch_norm
 from repblocks.algebra.serial import compose
-from repblocks.algebra.special import CONV_CLASSES, average_pooling, zero_padding
+from repblocks.algebra.special import CONV_CLASSES, average_pooling, padding
 from repblocks.errors import NotFoldable
 
 Rule = Callable[[Any, AffineMap, Tensor | None], AffineMap]
@@ -168,7 +168,29 @@ def _pooling_axes(module: AvgPool) -> list[Axis]:
 @rule(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 def _zero_padding(module: nn.ZeroPad2d, value: AffineMap, like: Tensor | None) -> AffineMap:
     del like
+    return _padded(module, value, "zeros")
+
+
+@rule(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
+def _reflection(module: nn.ReflectionPad2d, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    return _padded(module, value, "reflect")
+
+
+@rule(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
+def _replication(module: nn.ReplicationPad2d, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    return _padded(module, value, "replicate")
+
+
+@rule(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+def _circular(module: nn.CircularPad2d, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    return _padded(module, value, "circular")
+
+
+def _padded(module: Any, value: AffineMap, mode: str) -> AffineMap:
     sides = list(module.padding)
     # The last axis comes first in torch's padding.
     pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]
-    return compose(zero_padding(value.out_channels, [Axis(1, 1, *pair) for pair in pairs]), value)
+    return compose(padding(value.out_channels, [Axis(1, 1, *p) for p in pairs], mode), value)

@@ -44,6 +44,18 @@ def zero_padding(channels: int, axes: Sequence[Axis]) -> AffineMap:
     return replace(AffineMap.identity(channels), axes=tuple(axes))
 
 
+def padding(channels: int, axes: Sequence[Axis], mode: str) -> AffineMap:
+    """Return padding of any mode as a selection with padded axes.
+
+    Raises:
+        NotFoldable: if it repeats values of the input unequally on both sides of an axis, which no
+            layer does, or crops.
+    """
+    if mode != "zeros" and any(axis.low != axis.high or axis.low < 0 for axis in axes):
+        raise NotFoldable(f"Padding of mode {mode!r} that differs between the sides, or crops.")
+    return replace(zero_padding(channels, axes), padding_mode=mode)
+
+
 def scale(factor: Tensor) -> AffineMap:
     """Return the map that multiplies each channel by ``factor (C,)``: LayerScale, for one."""
     value = AffineMap.identity(factor.shape[0])

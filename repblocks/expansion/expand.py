@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from repblocks.algebra import is_batch_norm
 from repblocks.blocks import ConvBlock
+from repblocks.errors import NotFoldable
 from repblocks.expansion.batches import fitted, read_inputs
 from repblocks.expansion.places import Place
 from repblocks.expansion.replacing import Where, check_options, new_block, replace_
@@ -35,14 +36,16 @@ def expand(
     In evaluation mode it computes what ``model`` computes. In training mode it does so up to the
     noise of a batch, if there is data to measure the statistics of its BatchNorms on. A block
     stands in the place of its convolution; the BatchNorm after it, whose function the block takes
-    over, becomes an identity. Folding the copy gives the architecture of the folded original.
+    over, becomes an identity. Folding the copy gives the architecture of the folded original; so a
+    convolution that has neither a bias nor a BatchNorm after it is left unless ``where`` asks for
+    it, as its block would bring a bias along.
 
     Args:
         model: Any network; it is not changed.
         block: Name of a conv block.
         data: Batches of inputs, or of tuples that start with them; the first 4 are used.
         where: Tells by path and convolution which ones to expand; None for all whose kernel has
-            more than one tap.
+            more than one tap and that have a bias, their own or that of a BatchNorm.
         example_input: A tensor or a tuple of the model's positional arguments, for networks whose
             code depends on sizes; the first batch by default.
         block_options: Options of the block.
@@ -68,6 +71,11 @@ def expand(
     made: list[tuple[ConvBlock, Place]] = []
 
     def create(place: Place) -> ConvBlock:
+        if where is None and not place.has_bias:
+            raise NotFoldable(
+                "It has neither a bias nor a BatchNorm after it, and its block would bring one "
+                "along; ask for it by where."
+            )
         new = new_block(block, place.conv, block_options)
         set_to_kernel_(new, place.kernel())
         made.append((new.requires_grad_(place.requires_grad), place))

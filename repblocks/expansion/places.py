@@ -16,7 +16,7 @@ from repblocks.algebra.kernel import Conv, conv_padding
 from repblocks.algebra.rules import has_rule
 from repblocks.blocks import RepBlock
 from repblocks.expansion.modes import evaluating
-from repblocks.folding.chains import conv_chains
+from repblocks.folding.chains import ConvChain, conv_chains
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,7 @@ class Place:
         norm_path: Where the BatchNorm stands; None if there is none.
         norm: The BatchNorm.
         obstacle: Why no block can stand here, as a sentence; empty if one can.
+        has_bias: Whether the convolution has a bias when it is folded.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Place:
     norm_path: str | None = None
     norm: BatchNorm | None = None
     obstacle: str = ""
+    has_bias: bool = True
 
     @property
     def requires_grad(self) -> bool:
@@ -66,17 +68,19 @@ def find_places(model: nn.Module, example_input: Any) -> Iterator[Place]:
         example_input: A tensor, a tuple of the model's positional arguments, or None.
     """
     with evaluating(model):
-        norm_paths = {chain.conv: chain.norm for chain in conv_chains(model, example_input)}
+        chains = {chain.conv: chain for chain in conv_chains(model, example_input)}
     modules = dict(model.named_modules())
     owners = _owners(modules)
     for path, conv in modules.items():
         if isinstance(conv, Conv):
-            norm_path = norm_paths.get(path)
+            chain = chains.get(path, ConvChain(path))
+            norm_path = chain.norm
             norm = modules.get(norm_path) if norm_path else None
             if norm is None or not is_batch_norm(norm):
                 norm_path = norm = None
-            obstacle = owners.get(conv, "") or _obstacle(conv, norm, path, path in norm_paths)
-            yield Place(path, conv, norm_path, norm, obstacle)
+            obstacle = owners.get(conv, "") or _obstacle(conv, norm, path, path in chains)
+            has_bias = conv.bias is not None or chain.is_normalised
+            yield Place(path, conv, norm_path, norm, obstacle, has_bias)
 
 
 def _owners(modules: Mapping[str, nn.Module]) -> dict[nn.Module, str]:

@@ -25,10 +25,17 @@ def _add(step: Step) -> Operation:
     return _sum_of(step, given["input"], given["other"], given["alpha"])
 
 
-@operation(operator.sub, operator.isub, torch.sub, "sub", "sub_")
+@operation(operator.sub, operator.isub, torch.sub, torch.subtract)
+@operation("sub", "sub_", "subtract", "subtract_")
 def _subtract(step: Step) -> Operation:
     given = bind(step, "input", "other", alpha=1)
     return _sum_of(step, given["input"], given["other"], -given["alpha"])
+
+
+@operation(torch.rsub, "rsub")
+def _subtract_from(step: Step) -> Operation:
+    given = bind(step, "input", "other", alpha=1)
+    return _sum_of(step, given["other"], given["input"], -given["alpha"])
 
 
 def _sum_of(step: Step, first: Any, second: Any, alpha: Any) -> Operation:
@@ -52,7 +59,8 @@ def sum_of_activations(
         return first.having(add(*(scaled(values[t].map, factor) for t, factor in terms)))
 
     operands = tuple(dict.fromkeys(steps))
-    join = "sum" if len(operands) == len(steps) else ""
+    # What is pushed back gives its shift to the first term.
+    join = "sum" if len(operands) == len(steps) and terms[0][1] == 1 else ""
     return Operation(operands, apply, Kind.OTHER, through=through, join=join)
 
 
@@ -74,7 +82,8 @@ def scaled(value: AffineMap, factor: float) -> AffineMap:
     return compose(scale(torch.full((value.out_channels,), factor, dtype=torch.float64)), value)
 
 
-@operation(operator.mul, operator.imul, torch.mul, "mul", "mul_")
+@operation(operator.mul, operator.imul, torch.mul, torch.multiply)
+@operation("mul", "mul_", "multiply", "multiply_")
 def _multiply(step: Step) -> Operation:
     given = bind(step, "input", "other")
     first, second = given["input"], given["other"]
@@ -84,7 +93,8 @@ def _multiply(step: Step) -> Operation:
     return _arithmetic(step, operand, factor, 0, 1)
 
 
-@operation(operator.truediv, operator.itruediv, torch.div, "div", "div_")
+@operation(operator.truediv, operator.itruediv, torch.div, torch.divide, torch.true_divide)
+@operation("div", "div_", "divide", "divide_", "true_divide", "true_divide_")
 def _divide(step: Step) -> Operation:
     given = bind(step, "input", "other", rounding_mode=None)
     first, second = given["input"], given["other"]
@@ -93,7 +103,7 @@ def _divide(step: Step) -> Operation:
     return _arithmetic(step, first, 1 / _constant(second), 0, 1)
 
 
-@operation(operator.neg, torch.neg, "neg")
+@operation(operator.neg, torch.neg, torch.negative, "neg", "neg_", "negative", "negative_")
 def _negate(step: Step) -> Operation:
     return _arithmetic(step, step.args[0], -1, 0, 1)
 

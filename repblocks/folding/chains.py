@@ -13,6 +13,7 @@ from repblocks.algebra.kernel import Conv
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import Step
 from repblocks.folding.fold import flows_of
+from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites, calls_and_foreign
 
@@ -25,11 +26,14 @@ class ConvChain:
         conv: Name of the convolution in its model.
         norm: Name of the BatchNorm that alone reads it, if one does.
         activation: Name of the module without parameters that alone reads those, if one does.
+        is_normalised: Whether a normalisation alone reads it, a module or a function, so that it
+            has a bias when it is folded.
     """
 
     conv: str
     norm: str | None = None
     activation: str | None = None
+    is_normalised: bool = False
 
 
 def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
@@ -56,8 +60,17 @@ def _chain(conv: Step, region: Region, sites: Sites) -> ConvChain:
     norm = next(_only_reader(conv, region, sites), None)
     if norm is not None and norm.module is not None and is_batch_norm(norm.module):
         activation = next(_only_reader(norm, region, sites), None)
-        return ConvChain(conv.path, norm.path, _path(activation))
-    return ConvChain(conv.path, None, _path(norm))
+        return ConvChain(conv.path, norm.path, _path(activation), is_normalised=True)
+    return ConvChain(conv.path, None, _path(norm), _is_normalised(conv, region, sites))
+
+
+def _is_normalised(step: Step, region: Region, sites: Sites) -> bool:
+    while step not in region.required and len(set(region.readers[step])) == 1:
+        (step,) = set(region.readers[step])
+        kind = region.operations[step].kind
+        if kind is Kind.NORM or kind not in (Kind.SCALE, Kind.MOVE):
+            return kind is Kind.NORM and sites.gives_way(step)
+    return False
 
 
 def _path(step: Step | None) -> str | None:

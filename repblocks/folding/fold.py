@@ -21,7 +21,7 @@ from repblocks.folding.flow import Flow, Step, flatten
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
-from repblocks.folding.planning import Plan, plan
+from repblocks.folding.planning import ANY_PRICE, Plan, plan
 from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
@@ -32,7 +32,13 @@ from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
 
-def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) -> nn.Module:
+def fold(
+    model: nn.Module,
+    example_input: Any = None,
+    *,
+    verify: bool = True,
+    fewest_layers: bool = False,
+) -> nn.Module:
     """Return a model that computes the same in evaluation mode, with fewer and cheaper layers.
 
     Args:
@@ -40,6 +46,10 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
         example_input: A tensor, or a tuple of the model's positional arguments. Without it only
             what needs no shape is folded, and nothing is verified.
         verify: Compare the result with a float64 run of the original.
+        fewest_layers: Count layers before multiply-adds: low-rank pairs, separable convolutions and
+            branches of different kernels become one layer each, which costs more; the report says
+            how much. A shortcut around several layers stays: to expand it is a matter of those
+            layers (:mod:`repblocks.algebra.shortcut`), and they are no affine region.
 
     Returns:
         A new model in evaluation mode, with the hierarchy and the names of the original wherever
@@ -49,13 +59,13 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     Raises:
         VerificationError: if the result is not the same function.
     """
-    analysis = _Analysis.of(model, example_input)
+    analysis = _Analysis.of(model, example_input, ANY_PRICE if fewest_layers else 0)
     placed = [one for part in analysis.parts for one in part.placed]
     emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
     taken_in = [one for part in analysis.parts for one in part.taken_in]
     for one in taken_in:
         put(analysis.model, one.conv.path, one.layer())
-    emptied += [one.emptied for one in taken_in]
+    emptied += [gone for one in taken_in for gone in one.emptied]
     folded = rewrite(analysis.model, placed, emptied)
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
@@ -64,9 +74,12 @@ def fold(model: nn.Module, example_input: Any = None, *, verify: bool = True) ->
     return folded
 
 
-def explain(model: nn.Module, example_input: Any = None) -> FoldReport:
+def explain(
+    model: nn.Module, example_input: Any = None, *, fewest_layers: bool = False
+) -> FoldReport:
     """Return what :func:`fold` would do, and why not more."""
-    report: FoldReport = fold(model, example_input, verify=False).fold_report  # type: ignore[assignment]
+    folded = fold(model, example_input, verify=False, fewest_layers=fewest_layers)
+    report: FoldReport = folded.fold_report  # type: ignore[assignment]
     return report
 
 
@@ -94,7 +107,7 @@ class _Placing:
     @property
     def done(self) -> set[Step]:
         """All steps that are gone."""
-        return self.folded | {one.scale for one in self.taken_in}
+        return self.folded.union(*(one.scales for one in self.taken_in))
 
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
@@ -108,20 +121,23 @@ class _Analysis:
     report: FoldReport
 
     @classmethod
-    def of(cls, model: nn.Module, example_input: Any) -> _Analysis:
+    def of(cls, model: nn.Module, example_input: Any, layer_price: int) -> _Analysis:
         twin = copy.deepcopy(model)
         twin.eval()
         flows = flows_of(twin, example_input)
         calls, foreign = calls_and_foreign(flows)
-        parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
+        regions = [Region.of(flow, layer_price) for flow in flows]
+        parts = [
+            _plan_and_place(*part, calls, foreign) for part in zip(flows, regions, strict=True)
+        ]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
-        folded += [_describe_taken(one, batch) for part in parts for one in part.taken_in]
+        folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
         macs = sum(o.macs for part in parts for o in part.region.operations.values()) // batch
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
-            tuple(leftovers(twin, [(part.flow, part.region, part.done) for part in parts])),
+            tuple(leftovers(twin, [(part.flow, part.sites, part.done) for part in parts])),
             macs,
             macs - sum(one.macs_before - one.macs_after for one in folded),
             count,
@@ -158,9 +174,8 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Placing:
+def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> _Placing:
     """Plan a flow; push back what is left over, and plan anew until nothing changes."""
-    region = Region.of(flow)
     result = _settle(flow, region, calls, foreign, [])
     tried: list[Push] = []
     while True:
@@ -187,7 +202,7 @@ def _settle(
             return _Placing(flow, region, chosen, placed, pushed, sites)
         for step, reason in refused.items():
             region.candidates[step].remove(chosen.chosen[step])
-            region.reasons.setdefault(step, []).append(reason)
+            region.unplaced |= dict.fromkeys(chosen.chosen[step].interior, reason)
 
 
 def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:
@@ -209,17 +224,16 @@ def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:
     )
 
 
-def _describe_taken(one: TakenIn, batch: int) -> FoldedRegion:
-    paths = [step.path for step in (one.conv, one.scale) if step.module is not None]
-    modules = [s.module for s in (one.conv, one.scale) if s.module is not None]
-    before = sum(p.numel() for module in modules for p in module.parameters())
+def _describe_taken(one: TakenIn, region: Region, batch: int) -> FoldedRegion:
+    steps = [one.conv, *one.scales]
+    modules = [step.module for step in steps if step.module is not None]
     return FoldedRegion(
         one.conv.path,
-        f"{_name(one.conv)} + {_name(one.scale)}",
-        tuple(paths),
-        numel(one.scale.shape) // batch,
+        " + ".join(map(_name, steps)),
+        tuple(step.path for step in steps if step.module is not None),
+        sum(region.operations[step].macs for step in one.scales) // batch,
         0,
-        before,
+        sum(p.numel() for module in modules for p in module.parameters()),
         sum(p.numel() for p in one.layer().parameters()),
     )
 

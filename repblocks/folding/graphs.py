@@ -151,7 +151,8 @@ def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]
     for name in removed:
         result.delete_submodule(name)
     for name, value in vars(module).items():
-        if name not in vars(result):
+        # A graph has attributes of its own, whatever those of the module mean.
+        if name not in vars(result) and not isinstance(vars(fx.GraphModule).get(name), property):
             object.__setattr__(result, name, value)
     return result.eval()
 

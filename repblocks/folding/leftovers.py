@@ -7,33 +7,35 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from torch import nn
 
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.folding.flow import INPUT, Flow, Step
+from repblocks.folding.flow import INPUT, Flow, Step, has_hooks
 from repblocks.folding.fold_report import LeftAlone, Reason
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
+from repblocks.folding.sites import Sites
+from repblocks.folding.transposed import is_transposed
 
 #: The first of these that holds on either side of a BatchNorm is its reason.
 _ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.NONLINEARITY, Reason.COST)
 
 
 def leftovers(
-    model: nn.Module, analysed: Sequence[tuple[Flow, Region, Set[Step]]]
+    model: nn.Module, analysed: Sequence[tuple[Flow, Sites, Set[Step]]]
 ) -> Iterator[LeftAlone]:
     """Yield each opaque module and each BatchNorm that stays, with the reason.
 
     Args:
         model: The model before the fold.
-        analysed: Its flows with their affine parts, and the steps that were folded.
+        analysed: Its flows with the places in them, and the steps that were folded.
     """
     seen: set[str] = set()
-    for flow, region, folded in analysed:
+    for flow, sites, folded in analysed:
         seen.update(step.path for step in flow.steps if step.module is not None)
         for step in flow.steps:
-            operation = region.operations.get(step)
+            operation = sites.region.operations.get(step)
             if operation is None:
-                yield from _not_affine(step, region)
+                yield from _not_affine(step, sites.region)
             elif operation.kind is Kind.NORM and step not in folded:
-                yield _norm(step, region)
+                yield _Norm(step, sites).left()
     for path, module in model.named_modules():
         if is_batch_norm(module) and path not in seen:
             yield LeftAlone(path, type(module).__name__, Reason.OPAQUE, "It was not traced.")
@@ -47,47 +49,74 @@ def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
         yield LeftAlone(step.path, type(module).__name__, reason, why)
 
 
-def _norm(step: Step, region: Region) -> LeftAlone:
-    found = {*_before(step, region), *_after(step, region)}
-    reason = next((reason for reason in _ORDER if reason in found), Reason.NONLINEARITY)
-    name = type(step.target).__name__ if step.module is not None else "batch_norm"
-    return LeftAlone(step.path, name, reason)
+class _Norm:
+    """One BatchNorm that stays, and what stands around it."""
 
+    def __init__(self, step: Step, sites: Sites) -> None:
+        self._step, self._sites, self._region = step, sites, sites.region
 
-def _before(step: Step, region: Region) -> Iterator[Reason]:
-    """Yield what keeps a step from being folded into what it reads."""
-    for operand in region.operations[step].operands:
-        yield from _obstacle(operand, region)
-        operation = region.operations.get(operand)
-        if operation is None:
-            continue
-        if operand in region.required or len(set(region.readers[operand])) > 1:
-            yield Reason.OTHER_READER
-        elif operation.kind is Kind.WEIGHT:
-            yield Reason.COST
+    def left(self) -> LeftAlone:
+        """Return the report's entry."""
+        found: dict[Reason, str] = {}
+        for reason, detail in (*self._itself(), *self._before(self._step), *self._after()):
+            found[reason] = found.get(reason) or detail
+        reason = next((reason for reason in _ORDER if reason in found), Reason.NONLINEARITY)
+        name = type(self._step.target).__name__ if self._step.module is not None else "batch_norm"
+        return LeftAlone(self._step.path, name, reason, found.get(reason, ""))
+
+    def _itself(self) -> Iterator[tuple[Reason, str]]:
+        if self._sites.is_shared(self._step):
+            yield Reason.OTHER_READER, "It is called several times."
+
+    def _before(self, step: Step) -> Iterator[tuple[Reason, str]]:
+        """Yield what keeps it from being folded into what a step reads."""
+        for operand in self._region.operations[step].operands:
+            operation = self._region.operations.get(operand)
+            if operation is None and not is_transposed(operand):
+                yield from _obstacle(operand)
+            elif operand in self._region.required or len(set(self._region.readers[operand])) > 1:
+                yield Reason.OTHER_READER, ""
+            elif operation is None or operation.kind is Kind.WEIGHT:
+                yield from self._layer(operand, step)
+            else:
+                yield from self._before(operand)
+
+    def _after(self, step: Step | None = None) -> Iterator[tuple[Reason, str]]:
+        """Yield what keeps it from being folded into what reads a step."""
+        readers = list(dict.fromkeys(self._region.readers[step or self._step]))
+        if len(readers) > 1:
+            yield Reason.OTHER_READER, ""
+        for reader in readers:
+            operation = self._region.operations.get(reader)
+            if operation is None:
+                yield from _obstacle(reader)
+            elif len(readers) > 1 or len(operation.operands) > 1:
+                continue
+            elif any(" pads axis " in why for why in self._region.reasons.get(reader, [])):
+                yield Reason.PADDING, ""
+            elif operation.kind is Kind.WEIGHT:
+                yield from self._layer(reader, reader)
+            else:
+                yield from self._after(reader)
+
+    def _layer(self, layer: Step, second: Step) -> Iterator[tuple[Reason, str]]:
+        """Yield why a layer does not take it in; the second of both would be what was composed."""
+        scope, region = layer.scope, self._region
+        if self._sites.is_shared(layer):
+            yield Reason.OTHER_READER, f"{layer.path} is called several times."
+        elif layer.module is not None and not self._sites.replaceable(layer.module):
+            yield Reason.OTHER_READER, f"Other code reads the parameters of {layer.path}."
+        elif self._step in region.unplaced or (scope is not None and has_hooks(scope.module)):
+            yield Reason.OPAQUE, region.unplaced.get(self._step, "")
         else:
-            yield from _before(operand, region)
+            yield Reason.COST, "; ".join(region.reasons.get(second, []))
 
 
-def _after(step: Step, region: Region) -> Iterator[Reason]:
-    """Yield what keeps a step from being folded into what reads it."""
-    readers = list(dict.fromkeys(region.readers[step]))
-    if len(readers) > 1:
-        yield Reason.OTHER_READER
-    for reader in readers:
-        yield from _obstacle(reader, region)
-        operation = region.operations.get(reader)
-        if operation is None or len(readers) > 1 or len(operation.operands) > 1:
-            continue
-        if any(" pads axis " in reason for reason in region.reasons.get(reader, [])):
-            yield Reason.PADDING
-        elif operation.kind is Kind.WEIGHT:
-            yield Reason.COST
-        else:
-            yield from _after(reader, region)
-
-
-def _obstacle(step: Step, region: Region) -> Iterable[Reason]:
-    if step in region.operations or step.target == INPUT:
+def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
+    """Return what a step is that is not affine, or not known to be."""
+    if step.target == INPUT:
         return []
-    return [Reason.OPAQUE if step.is_opaque else Reason.NONLINEARITY]
+    if step.is_opaque:
+        return [(Reason.OPAQUE, "")]
+    # Between the positions that a transposed convolution reads, and around them, are zeros.
+    return [(Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY, "")]

@@ -109,6 +109,19 @@ def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
     return Operation((start,), apply, Kind.OTHER, through=tuple(chain[:-1]))
 
 
+def channels_after(view: Step, shape: Sequence[int]) -> Tensor:
+    """Say of which channel each one on the second axis is after a view; ``shape`` is before it.
+
+    Raises:
+        NotFoldable: if one is of several channels.
+    """
+    result = _redo(view, _along(torch.arange(shape[1]), shape, 1))
+    order = result.movedim(1, 0).flatten(1)[:, 0] if result.ndim > 1 else result
+    if result.ndim < 2 or not torch.equal(result, _along(order, result.shape, 1)):
+        raise NotFoldable("A view that puts several channels together.")
+    return order
+
+
 def _along(numbers: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     view = [1] * len(shape)
     view[axis] = -1
@@ -197,10 +210,26 @@ def _part_of_split(split: Step, item: int) -> Operation:
 
 @operation(torch.sum, "sum")
 def _sum_of_stack(step: Step) -> Operation:
-    given = bind(step, "input", dim=None, keepdim=False)
+    return sum_of_activations(step, [(term, 1) for term in _stacked(step)], _stack(step))
+
+
+@operation(torch.mean, "mean")
+def _mean_of_stack(step: Step) -> Operation:
+    terms = _stacked(step)
+    return sum_of_activations(step, [(term, 1 / len(terms)) for term in terms], _stack(step))
+
+
+def _stack(step: Step) -> tuple[Step, ...]:
+    return tuple(step.operands[:1])
+
+
+def _stacked(step: Step) -> Sequence[Step]:
+    """Return what is stacked along the axis that a step reduces."""
+    given = bind(step, "input", dim=None, keepdim=False, dtype=None)
     stack, dim = given["input"], given["dim"]
     dims = tuple(dim) if isinstance(dim, Sequence) else (dim,)
-    if not isinstance(stack, Step) or stack.target not in _STACKS or given["keepdim"]:
+    is_plain = not given["keepdim"] and given["dtype"] is None
+    if not isinstance(stack, Step) or stack.target not in _STACKS or not is_plain:
         raise NotFoldable("A sum over an axis.")
     stacked = bind(stack, "tensors", dim=0)
     terms = stacked["tensors"]
@@ -208,4 +237,5 @@ def _sum_of_stack(step: Step) -> Operation:
         raise NotFoldable("A sum over other axes than that of a stack.")
     if dims[0] is None or dims[0] % len(stack.shape) != stacked["dim"] % len(stack.shape):
         raise NotFoldable("A sum over other axes than that of a stack.")
-    return sum_of_activations(step, [(term, 1) for term in terms], (stack,))
+    found: Sequence[Step] = terms
+    return found

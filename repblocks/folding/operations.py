@@ -5,6 +5,7 @@ What a module does stands in the table of the algebra, which the blocks use too.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import apply as apply_rule
 from repblocks.algebra.rules import has_rule
-from repblocks.algebra.special import scale, zero_padding
+from repblocks.algebra.special import padding, scale
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation, bind, numel
@@ -112,15 +113,15 @@ def _convolution(step: Step) -> Operation:
     if any(steps_in((weight, bias))):
         raise NotFoldable("Its kernel depends on an activation.")
     ndim = weight.ndim - 2
-    padding = given["padding"]
-    if isinstance(padding, str):
-        raise NotFoldable(f"Padding {padding!r} of a function is left alone.")
+    sides = given["padding"]
+    if isinstance(sides, str):
+        raise NotFoldable(f"Padding {sides!r} of a function is left alone.")
     sizes = {name: _each(given[name], ndim) for name in ("stride", "dilation")}
     kernel = ConvKernel(
         weight.to(like()),
         None if bias is None else bias.to(like()),
         sizes["stride"],
-        _each(padding, ndim),
+        _each(sides, ndim),
         sizes["dilation"],
         given["groups"],
     )
@@ -141,6 +142,22 @@ def _linear(step: Step) -> Operation:
     weight, bias, operand = given["weight"], given["bias"], given["input"]
     if any(steps_in((weight, bias))) or not isinstance(operand, Step) or operand.shape is None:
         raise NotFoldable("Its weight depends on an activation, or its shape is not known.")
+    return _dense(step, operand, weight, bias)
+
+
+@operation(operator.matmul, torch.matmul, torch.mm, "matmul", "mm")
+def _matrix_product(step: Step) -> Operation:
+    given = bind(step, "input", "other", mat2=None)
+    operand, matrix = given["input"], given.get("other", given["mat2"])
+    if not isinstance(operand, Step) or not isinstance(matrix, Tensor) or matrix.ndim != 2:
+        raise NotFoldable("A product that is not of an activation and a constant matrix.")
+    if operand.shape is None or len(operand.shape) < 2:
+        raise NotFoldable("A product of an unknown shape.")
+    return _dense(step, operand, matrix.T, None)
+
+
+def _dense(step: Step, operand: Step, weight: Tensor, bias: Tensor | None) -> Operation:
+    """Return what a linear layer does to the last axis; the weight is ``(C_out, C_in)``."""
     index = torch.arange(weight.shape[1]).expand(weight.shape[0], -1)
     own = AffineMap(
         weight.shape[1],
@@ -149,7 +166,7 @@ def _linear(step: Step) -> Operation:
         None if bias is None else Lazy(lambda: bias.to(like())),
     )
     macs = numel(step.shape) * weight.shape[1]
-    return unary(operand, Kind.WEIGHT, own, len(operand.shape) - 1, macs)
+    return unary(operand, Kind.WEIGHT, own, len(operand.shape or ()) - 1, macs)
 
 
 @operation(functional.batch_norm)
@@ -185,15 +202,20 @@ def channelwise(factor: Tensor, shift: Tensor) -> AffineMap:
 
 def channel_arithmetic(operation: Operation, operand: Step) -> tuple[Tensor, Tensor] | None:
     """Return factor and shift ``(C,)`` of an operation that does no more to each channel."""
-    if operand.shape is None or len(operand.shape) < 2:
+    is_of_several = operation.operands != (operand,)
+    if is_of_several or operand.shape is None or len(operand.shape) < 2:
         return None
     channels = operand.shape[1]
     try:
-        own = operation.apply({operand: Located(AffineMap.identity(channels), 1)}).map
+        found = operation.apply({operand: Located(AffineMap.identity(channels), 1)})
     except NotFoldable:
         return None
-    order = torch.arange(own.out_channels).unsqueeze(1)
-    if not torch.equal(own.index, order) or any(axis != Axis() for axis in own.axes):
+    own, order = found.map, torch.arange(channels).unsqueeze(1)
+    if (
+        found.axis != 1
+        or not torch.equal(own.index, order)
+        or any(axis != Axis() for axis in own.axes)
+    ):
         return None
     ones = torch.ones(channels, dtype=torch.float64)
     factor = ones if own.weight is None else own.weight().flatten()
@@ -221,14 +243,15 @@ def _pad(step: Step) -> Operation:
     operand, sides = given["input"], list(given["pad"])
     if not isinstance(operand, Step) or operand.shape is None:
         raise NotFoldable("Padding of an unknown shape.")
-    if given["mode"] != "constant" or given["value"] not in (None, 0) or any(steps_in(sides)):
+    mode = {"constant": "zeros"}.get(given["mode"], given["mode"])
+    if (mode == "zeros" and given["value"] not in (None, 0)) or any(steps_in(sides)):
         raise NotFoldable("Padding that is not with zeros, or depends on the size of the input.")
     ndim = len(operand.shape) - 2
     pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]
     if len(pairs) > ndim:
         raise NotFoldable("Padding of the channels.")
     pairs = [(0, 0)] * (ndim - len(pairs)) + pairs
-    own = zero_padding(operand.shape[1], [Axis(1, 1, low, high) for low, high in pairs])
+    own = padding(operand.shape[1], [Axis(1, 1, low, high) for low, high in pairs], mode)
     return unary(operand, Kind.OTHER, own, 1, 0)
 
 

@@ -2,13 +2,15 @@
 
 A plan says which affine steps are materialised, and from which source each one is. Its cost counts
 multiply-adds first, then values written and, once for each input of the batch, weights read; it may
-not have more layers than the program. Where every value inside a region has one reader, the
-cheapest plan is found by a recursion; values with several readers (and what only leads to them) are
-enumerated: each may be materialised once for all, or computed anew for each reader.
+not have more layers than the program, nor more convolutions. If a layer has a price of its own, it
+is added to the multiply-adds. Where every value inside a region has one reader, the cheapest plan
+is found by a recursion; values with several readers (and what only leads to them) are enumerated:
+each may be materialised once for all, or computed anew for each reader.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,8 +24,11 @@ from repblocks.folding.region import Candidate, Region
 #: So many choices of what to materialise are tried in one region: ten values, each shared or not.
 LIMIT = 1 << 10
 
-Cost = tuple[int, int, int]
-_NEVER: Cost = (1 << 62, 0, 1 << 62)
+#: Multiply-adds, values moved, layers, and how many of those are convolutions.
+Cost = tuple[int, int, int, int]
+_NEVER: Cost = (1 << 92, 0, 1 << 62, 1 << 62)
+#: The price of a layer at which no number of multiply-adds is too many to spare one.
+ANY_PRICE = 1 << 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +152,7 @@ class Component:
         self._readers = readers
         self._targets = [step for step in known if step in required]
         self._free = [step for step in known if step not in required]
-        self._layers = sum(of_step[0].cost[2] for of_step in known.values())
+        self._layers = [sum(ways[0].cost[part] for ways in known.values()) for part in (2, 3)]
 
     def solve(self) -> Solution:
         """Return the cheapest ways that have no more layers than the program."""
@@ -156,9 +161,13 @@ class Component:
         best: Solution | None = None
         for absent in choices[:1] if is_heuristic else choices:
             kept = [s for s in self._free if self._is_shared(s, absent) and s not in absent]
-            found = _Choice(self._known, absent).solve([*self._targets, *kept])
-            if found.cost[2] <= self._layers and (best is None or found.cost < best.cost):
-                best = found
+            for is_thrifty in (False, True):  # where the cheapest has too many layers
+                found = _Choice(self._known, absent, is_thrifty).solve([*self._targets, *kept])
+                fits = all(map(operator.le, found.cost[2:], self._layers))
+                if fits and (best is None or found.cost < best.cost):
+                    best = found
+                if fits:
+                    break
         if best is None:
             raise RepblocksError("A program that has no plan cannot have been run.")
         return Solution(best.cost, best.ways, is_heuristic)
@@ -182,9 +191,15 @@ class Component:
 
 
 class _Choice:
-    """The cheapest ways where it is settled which shared steps are not materialised."""
+    """The cheapest ways where it is settled which shared steps are not materialised.
 
-    def __init__(self, known: Mapping[Step, Sequence[Way]], absent: Set[Step]) -> None:
+    The thrifty choice is the cheapest of those with the fewest layers.
+    """
+
+    def __init__(
+        self, known: Mapping[Step, Sequence[Way]], absent: Set[Step], is_thrifty: bool
+    ) -> None:
+        self._is_thrifty = is_thrifty
         self._known = known
         self._absent = absent
         self._given: set[Step] = set()
@@ -193,7 +208,7 @@ class _Choice:
     def solve(self, given: Sequence[Step]) -> Solution:
         """Return the ways of all steps that are materialised, if these are given to all."""
         self._given = set(given)
-        total: Cost = (0, 0, 0)
+        total: Cost = (0, 0, 0, 0)
         used: dict[Step, Way] = {}
         for step in given:
             total = _sum(total, self._cost(step))
@@ -209,16 +224,19 @@ class _Choice:
                 cost = way.cost
                 for source in way.sources:
                     cost = _sum(cost, self._cost_of_source(source))
-                if cost < best[0]:
+                if self._order(cost) < self._order(best[0]):
                     best = (cost, way)
             self._best[step] = best
         return self._best[step][0]
+
+    def _order(self, cost: Cost) -> tuple[int, ...]:
+        return (cost[2] + cost[3], *cost) if self._is_thrifty else cost
 
     def _cost_of_source(self, source: Step) -> Cost:
         if source in self._absent:
             return _NEVER
         if source in self._given or source not in self._known:
-            return (0, 0, 0)
+            return (0, 0, 0, 0)
         return self._cost(source)
 
     def _collect(self, step: Step, used: dict[Step, Way]) -> None:
@@ -237,14 +255,19 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
     size = numel(step.shape)
     moved = 0 if operation.kind is Kind.MOVE else size
     layers = int(operation.kind is Kind.WEIGHT)
+    convs = 0
     if layers:
+        convs = int(weights_of(step)[0].ndim > 2)
         moved += region.batch * sum(w.numel() for w in weights_of(step) if w.ndim > 1)
-    yield Way(step, operation.operands, (operation.macs, moved, layers))
+    macs = operation.macs + layers * region.layer_price
+    yield Way(step, operation.operands, (macs, moved, layers, convs))
     for candidate in region.candidates[step]:
         if candidate.layers and len(candidate.interior) > 1 and is_layer(step, candidate):
             size = numel(step.shape) or candidate.value.map.out_channels
             weights = candidate.value.map.out_channels * candidate.width
-            cost = (size * candidate.width, size + region.batch * weights, 1)
+            macs = size * candidate.width + region.layer_price
+            is_conv = bool(candidate.value.map.axes)
+            cost = (macs, size + region.batch * weights, 1, int(is_conv))
             yield Way(step, (candidate.source,), cost, candidate, candidate.interior - {step})
 
 
@@ -256,8 +279,9 @@ def is_layer(step: Step, candidate: Candidate) -> bool:
     if axes:
         return candidate.start == 1 == candidate.value.axis
     # From another axis, views inside have to stay: the place of the layer is then found, or not.
-    return candidate.value.axis in (-1, len(step.shape or ()) - 1)
+    value = candidate.value
+    return value.is_viewed or value.axis in (-1, len(step.shape or ()) - 1)
 
 
 def _sum(one: Cost, other: Cost) -> Cost:
-    return (one[0] + other[0], one[1] + other[1], one[2] + other[2])
+    return (one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3])

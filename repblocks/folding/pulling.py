@@ -1,4 +1,4 @@
-"""Move a scale and shift of each channel forward through an average, or back from a slice."""
+"""Move a scale and shift of each channel forward past an average or view, or back from a slice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
+from repblocks.folding.moves import channels_after
 from repblocks.folding.operation import Kind, Located, Operation, bind, numel
 from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
 from repblocks.folding.region import Region
@@ -62,7 +63,7 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
     arithmetic = channel_arithmetic(of_step, of_step.operands[0])
     if arithmetic is None:
         raise NotFoldable("It does more than scale and shift each channel.")
-    factor, shift = arithmetic[0], arithmetic[1] * _sum_of_taps(passed, read, region)
+    factor, shift = _passed_on(passed, read, region, *arithmetic)
     macs = numel(passed.shape)
     return _insert(flow, region, step, passed, channelwise(factor, shift), macs)
 
@@ -152,6 +153,17 @@ def _reading(old: Operation, part: Step, passed: Step) -> Callable[..., Located]
         return old.apply({passed if s is part else s: value for s, value in values.items()})
 
     return apply
+
+
+def _passed_on(
+    passed: Step, read: Step, region: Region, factor: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift ``(C,)`` as they are behind what they pass."""
+    operation = region.operations.get(passed)
+    if operation is not None and operation.kind is Kind.MOVE and read.shape is not None:
+        order = channels_after(passed, read.shape)
+        return factor[order], shift[order]
+    return factor, shift * _sum_of_taps(passed, read, region)
 
 
 def _sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:

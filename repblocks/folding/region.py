@@ -62,7 +62,9 @@ class Region:
         outputs: The steps, affine or not, that the flow returns.
         candidates: The ways to compute each one at once.
         reasons: Why a step is not affine, or why it does not compose with what is before it.
+        unplaced: Why there was no place for a layer that computes a step with others.
         batch: Inputs of the example, over which the cost of reading a weight is shared.
+        layer_price: Multiply-adds that one layer fewer is worth.
     """
 
     operations: dict[Step, Operation] = field(default_factory=dict)
@@ -71,12 +73,14 @@ class Region:
     outputs: set[Step] = field(default_factory=set)
     candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
     reasons: dict[Step, list[str]] = field(default_factory=dict)
+    unplaced: dict[Step, str] = field(default_factory=dict)
     batch: int = 1
+    layer_price: int = 0
 
     @classmethod
-    def of(cls, flow: Flow) -> Region:
+    def of(cls, flow: Flow, layer_price: int = 0) -> Region:
         """Find the affine steps of a flow."""
-        region = cls(batch=_batch(flow))
+        region = cls(batch=_batch(flow), layer_price=layer_price)
         described: dict[Step, Operation] = {}
         for step in flow.steps:
             try:

@@ -92,6 +92,11 @@ class Sites:
         is_read = any(id(tensor) in self._foreign for tensor in tensors)
         return self._calls[id(module)] == 1 and not is_read and not has_hooks(module)
 
+    def is_shared(self, step: Step) -> bool:
+        """Tell whether the module that a step is, or whose code it is in, is called repeatedly."""
+        module = step.module or (step.scope.module if step.scope is not None else None)
+        return module is not None and self._calls[id(module)] > 1
+
     def _slot(
         self, interior: Sequence[Step], candidate: Candidate, absorbed: Set[Step]
     ) -> Site | None:

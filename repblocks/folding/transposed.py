@@ -6,7 +6,6 @@ channels are scaled by its kernel all the same: ``W'[:, o] = s[o] * W[:, o]``, `
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
@@ -20,59 +19,96 @@ from repblocks.folding.region import Region
 from repblocks.folding.sites import Emptied, Sites
 
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_FORWARDS = {cls.forward for cls in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)}
+_CLASSES = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FORWARDS = {cls.forward: cls for cls in _CLASSES}
 
 
 @dataclass(frozen=True, eq=False)
 class TakenIn:
-    """A scale and shift that a transposed convolution takes in.
+    """What a transposed convolution takes in.
 
     Args:
         conv: The step of the convolution.
-        scale: The step of what is taken in, which becomes the identity.
-        factor: ``(C_out,)``.
+        emptied: The scales and shifts that are taken in and become the identity, in order.
+        factor: ``(C_out,)``, all of them together.
         shift: ``(C_out,)``.
     """
 
     conv: Step
-    scale: Step
+    emptied: tuple[Emptied, ...]
     factor: Tensor
     shift: Tensor
 
     @property
-    def emptied(self) -> Emptied:
-        """What becomes the identity."""
-        return Emptied(self.scale, self.conv)
+    def scales(self) -> list[Step]:
+        """The steps that are taken in."""
+        return [one.step for one in self.emptied]
 
     def layer(self) -> nn.Module:
-        """Return the new transposed convolution."""
+        """Return the new transposed convolution, one of torch's own."""
         conv = self.conv.module
-        new = copy.deepcopy(conv)
-        if not isinstance(new, Transposed):
-            raise TypeError(f"Expected a transposed convolution, got {type(new).__name__}.")
-        weight, factor = new.weight, self.factor
-        groups = factor.view(new.groups, 1, -1, *(1,) * (weight.ndim - 2))
-        exact = weight.detach().to(factor)
-        exact = exact.view(new.groups, -1, *weight.shape[1:]) * groups
-        bias = torch.zeros_like(factor) if new.bias is None else new.bias.detach().to(factor)
+        if not isinstance(conv, Transposed):
+            raise TypeError(f"Expected a transposed convolution, got {type(conv).__name__}.")
+        new = _like(conv)
+        weight, factor = conv.weight.detach(), self.factor
+        groups = factor.view(conv.groups, 1, -1, *(1,) * (weight.ndim - 2))
+        exact = weight.to(factor)
+        exact = exact.view(conv.groups, -1, *weight.shape[1:]) * groups
+        bias = torch.zeros_like(factor) if conv.bias is None else conv.bias.detach().to(factor)
         shifted = factor * bias + self.shift
-        new.weight = nn.Parameter(exact.flatten(0, 1).to(weight), weight.requires_grad)
-        new.bias = nn.Parameter(shifted.to(weight), weight.requires_grad)
-        return new
+        is_trained = any(parameter.requires_grad for parameter in conv.parameters())
+        new.weight = nn.Parameter(exact.flatten(0, 1).to(weight), is_trained)
+        new.bias = nn.Parameter(shifted.to(weight), is_trained)
+        return new.eval()
+
+
+def _like(conv: Transposed) -> Transposed:
+    """Return a transposed convolution of the same shape, without values."""
+    new: Transposed = _FORWARDS[type(conv).forward](
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type] # one number an axis
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.output_padding,  # type: ignore[arg-type]
+        conv.groups,
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        device=torch.device("meta"),
+    )
+    return new
 
 
 def transposed(region: Region, folded: Set[Step], sites: Sites) -> Iterator[TakenIn]:
     """Yield what transposed convolutions can take in, of what was not folded."""
-    for step, operation in region.operations.items():
-        conv = operation.operands[0]
-        if step in folded or operation.kind not in (Kind.NORM, Kind.SCALE):
+    for conv in region.readers:
+        if not is_transposed(conv) or not sites.empties(conv) or conv.shape is None:
             continue
-        is_alone = set(region.readers[conv]) == {step} and conv not in region.outputs
-        if _is_transposed(conv) and is_alone and sites.empties(step) and sites.empties(conv):
-            arithmetic = channel_arithmetic(operation, conv)
-            if arithmetic is not None:
-                yield TakenIn(conv, step, *arithmetic)
+        factor = torch.ones(conv.shape[1], dtype=torch.float64)
+        shift = torch.zeros_like(factor)
+        emptied: list[Emptied] = []
+        for step, operand in _only_readers(conv, region):
+            arithmetic = channel_arithmetic(region.operations[step], operand)
+            if step in folded or step.is_aliased or arithmetic is None:
+                break
+            if region.operations[step].kind is not Kind.MOVE:
+                if not sites.empties(step):
+                    break
+                emptied.append(Emptied(step, operand))
+            factor, shift = arithmetic[0] * factor, arithmetic[0] * shift + arithmetic[1]
+        if emptied:
+            yield TakenIn(conv, tuple(emptied), factor, shift)
 
 
-def _is_transposed(step: Step) -> bool:
+def _only_readers(step: Step, region: Region) -> Iterator[tuple[Step, Step]]:
+    """Yield the affine operation that alone reads a step, with the step, and so on."""
+    while step not in region.outputs and len(set(region.readers[step])) == 1:
+        (reader,) = set(region.readers[step])
+        if reader not in region.operations:
+            return
+        yield reader, step
+        step = reader
+
+
+def is_transposed(step: Step) -> bool:
+    """Tell whether a step is a transposed convolution."""
     return step.module is not None and type(step.module).forward in _FORWARDS

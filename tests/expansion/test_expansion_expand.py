@@ -146,7 +146,24 @@ def test_options_reach_the_block_and_fold_back():
         assert relative_error(fold(expanded, x)(x), model(x)) < 1e-10
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "repvit_m0_9"])
+def test_a_convolution_without_any_bias_is_expanded_only_when_asked_for():
+    model, x = trained(), images(seed=9)
+    model.tail.bias = None
+    left = expand(model, "acb", batches())
+    assert placed(left) == ["stem", "depthwise", "grouped"]
+    assert state_shapes(fold(left, x)) == state_shapes(fold(model, x))
+    (tail,) = (entry for entry in left.expand_report if entry.path == "tail")
+    assert tail.reason.startswith("It has neither a bias nor a BatchNorm after it")
+    asked = expand(model, "acb", batches(), where=lambda path, _: path == "tail")
+    assert placed(asked) == ["tail"]
+
+
+PRE_ACTIVATED = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "resnetv2_18")
+]
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv2_035", "repvit_m0_9", *PRE_ACTIVATED])
 def test_networks_of_timm_expand_and_fold_back(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5).double().eval()

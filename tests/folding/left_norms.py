@@ -5,11 +5,12 @@ forward to those that read it, through everything that is affine. A direction is
 something stands in the way. A BatchNorm may stay if both directions are closed, and its reason is
 true if it is one of the things found.
 
-The walk looks at operations, not at axes: a linear layer over another axis than the BatchNorm's
-would be taken for one that could absorb it.
+Of axes the walk knows only whether any were turned: a linear layer behind none reads another axis
+than the BatchNorm's, and could take it in only as a layer over both, which costs more.
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import accumulate
@@ -30,6 +31,7 @@ from repblocks.folding.fold_report import FoldReport, LeftAlone, Reason
 
 Walls = set[Reason]
 
+TURNS = {"permute", "transpose", "movedim", "swapaxes"}
 ABSORBING = {*CONVOLUTIONS, *TRANSPOSED, "linear"}
 POOLS = {"avg_pool1d", "avg_pool2d", "avg_pool3d"}
 SUMS = {*ADDITIONS, "sub", "sub_", "__rsub__", "rsub", "stack"}
@@ -40,6 +42,9 @@ MOVES = {
     *["dropout", "neg", "batch_norm", "cat", "concat", "mean", "sum", "adaptive_avg_pool1d"],
     *["adaptive_avg_pool2d", "adaptive_avg_pool3d"],
 }
+
+
+CALLED = {*ABSORBING, "batch_norm"}
 
 
 def false_reasons(model: nn.Module, x: Tensor, report: FoldReport, left: int) -> list[str]:
@@ -66,7 +71,7 @@ def refute(model: nn.Module, tape: Tape, norm: Node, left: LeftAlone) -> Iterato
         if left.reason is not Reason.STATISTICS:
             yield f"{left.site}: {left.reason!r}, but it has no statistics"
         return
-    walk = Walk(model, norm, [node.path for node in tape.nodes if node.name == "batch_norm"])
+    walk = Walk(model, norm, Counter(n.path for n in tape.nodes if n.name in CALLED))
     before, after = walk.before(norm.inputs[0], norm), walk.after(norm)
     if not before:
         yield f"{left.site}: {left.reason!r}, but the layers before it could take it in"
@@ -79,45 +84,55 @@ def refute(model: nn.Module, tape: Tape, norm: Node, left: LeftAlone) -> Iterato
 class Walk:
     """Walks from one BatchNorm through affine operations, and collects what is in the way."""
 
-    def __init__(self, model: nn.Module, norm: Node, all_norms: list[str]) -> None:
+    def __init__(self, model: nn.Module, norm: Node, calls: Counter[str]) -> None:
         self.model, self.norm = model, norm
-        self.is_shared = all_norms.count(norm.path) > 1
+        self.calls = calls
 
-    def before(self, node: Node, reader: Node) -> Walls:
+    def before(self, node: Node, reader: Node, turned: bool = False) -> Walls:
         """Return what keeps a per-channel map of ``node``'s value from the layers that made it."""
         walls = {Reason.OTHER_READER} if has_other_readers(node, reader) else set()
         if node.name in ABSORBING:
-            return walls | self.hidden(node)
+            return walls | self.of_layer(node, turned)
         if not is_affine(node):
             return walls | {Reason.NONLINEARITY} | self.hidden(node)
         if is_padded(node):
             walls.add(Reason.PADDING)
-        return walls.union(*(self.before(source, node) for source in node.inputs))
+        turned |= node.name in TURNS
+        return walls.union(*(self.before(source, node, turned) for source in node.inputs))
 
-    def after(self, node: Node) -> Walls:
+    def after(self, node: Node, turned: bool = False) -> Walls:
         """Return what keeps a per-channel map from the layers that read ``node``'s value."""
         readers = [reader for reader in node.readers if reader.is_live]
-        walls = set().union(*(self.into(reader) for reader in readers))
+        walls = set().union(*(self.into(reader, turned) for reader in readers))
         if walls and len(readers) > 1:
             walls.add(Reason.OTHER_READER)
         return walls
 
-    def into(self, reader: Node) -> Walls:
+    def into(self, reader: Node, turned: bool) -> Walls:
         if not is_affine(reader) and reader.name not in ABSORBING:
             return {Reason.NONLINEARITY} | self.hidden(reader)
         walls = {Reason.PADDING} if is_padded(reader) else set()
         if reader.name in ABSORBING:
-            return walls | self.hidden(reader)
+            return walls | self.of_layer(reader, turned)
         if len(reader.inputs) > 1 and reader.name in SUMS:
             walls.add(Reason.COST)
-        return walls | self.after(reader)
+        return walls | self.after(reader, turned or reader.name in TURNS)
+
+    def of_layer(self, layer: Node, turned: bool) -> Walls:
+        """Return what keeps a layer from taking the BatchNorm in."""
+        walls = self.hidden(layer)
+        if self.calls[self.norm.path] > 1 or self.calls[layer.path] > 1:
+            walls.add(Reason.OTHER_READER)
+        if layer.name == "linear" and layer.argument(0, "input").ndim > 2 and not turned:
+            walls.add(Reason.COST)
+        return walls
 
     def hidden(self, node: Node) -> Walls:
-        """Tell whether what cannot be traced, or has two calls, stands between node and norm."""
+        """Tell whether what cannot be traced stands between node and norm."""
         shared = set(prefixes(node.path)) & set(prefixes(self.norm.path))
         apart = (set(prefixes(node.path)) | set(prefixes(self.norm.path))) - shared
         between = {max(shared, key=len), *apart}
-        opaque = self.is_shared or any(is_opaque(self.model.get_submodule(p)) for p in between)
+        opaque = any(is_opaque(self.model.get_submodule(p)) for p in between)
         return {Reason.OPAQUE} if opaque else set()
 
 

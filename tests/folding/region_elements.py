@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from region_module import OPERATIONS, Region, Scale, Shift, Standardized, Step
+from region_module import OPERATIONS, Product, Region, Scale, Shift, Standardized, Step
 from torch import Tensor, nn
 
 Integer = Callable[[int, int], int]  # from low to high, both included
@@ -16,6 +16,7 @@ NORMS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNor
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 ADAPTIVE = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 ZERO_PADS = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}
+MODES = ["reflect", "replicate", "circular"]
 MAX_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
@@ -150,7 +151,10 @@ def pad(b: Builder, v: int) -> int:
         return v
     if kind == "module":
         return b.add(ZERO_PADS[ndim](tuple(amounts)), v)
-    more = {"pad": (), "pad by value": (0.5,), "pad by mode": ("reflect",)}[kind]
+    if kind == "pad by mode":
+        amounts = [amounts[i // 2 * 2] for i in range(2 * ndim)] if b.rarely(2) else amounts
+        return b.add(kind, v, arguments=(tuple(amounts), b.pick(MODES)))
+    more = {"pad": (), "pad by value": (0.5,)}[kind]
     return b.add(kind, v, arguments=(tuple(amounts), *more))
 
 
@@ -226,7 +230,10 @@ def linear(b: Builder, v: int) -> int:
     if not ndim or b.rarely(3):
         last = (channels, *sizes)[-1]
         return b.add(nn.Linear(last, last, bias), v)
-    v = b.add(nn.Linear(channels, b.pick([channels, 2, 4]), bias), b.add("channels last", v))
+    v = b.add("channels last", v)
+    if b.rarely(4):
+        v = b.add(Product(channels), v)
+    v = b.add(nn.Linear(channels, b.pick([channels, 2, 4]), bias), v)
     return b.add("channels first", v)
 
 

@@ -61,6 +61,17 @@ class Shift(nn.Module):
         return self.offset + x
 
 
+class Product(nn.Module):
+    """A product of the last axis and a matrix."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(channels, channels))
+
+    def forward(self, x):
+        return x @ self.matrix
+
+
 class Standardized(nn.Module):
     """A convolution whose kernel is computed on every call."""
 

@@ -214,6 +214,26 @@ def test_transposed_convolutions_take_in_norms(groups):
     assert not result.fold_report.left
 
 
+def up():
+    return nn.ConvTranspose2d(4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [parametrizations.weight_norm(up()), nn.BatchNorm2d(6)],
+        [up(), nn.Dropout(), nn.BatchNorm2d(6)],
+        [up(), nn.BatchNorm2d(6), nn.Identity(), nn.BatchNorm2d(6)],
+    ],
+    ids=["parametrized", "through a dropout", "two norms"],
+)
+def test_transposed_convolutions_take_in_all_that_follows(layers):
+    result = folded_exactly(ready(nn.Sequential(*layers, nn.ReLU()), 2, 4, 5, 6), 2, 4, 5, 6)
+    assert type(result[0]) is nn.ConvTranspose2d
+    assert count(result, nn.BatchNorm2d) == 0
+    assert not result.fold_report.left
+
+
 def test_hooks_are_barriers():
     hooked = ready(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)), 2, 4, 5, 5)
     hooked[0].register_forward_hook(lambda _m, _x, y: 2 * y)
@@ -227,12 +247,29 @@ def test_parametrizations_are_baked():
     assert type(result[0]) is nn.Conv2d
 
 
-def test_low_rank_and_separable_layers_stay():
+def costly_pairs():
     thin = nn.Sequential(nn.Conv2d(16, 2, 1, bias=False), nn.Conv2d(2, 16, 1))
     separable = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 16, 1))
-    for model in (thin, separable):
-        report = explain(model.double(), image(1, 16, 8, 8))
+    return [thin, separable, nn.Sequential(nn.Linear(16, 2), nn.Linear(2, 16))]
+
+
+def test_low_rank_and_separable_layers_stay():
+    for model, shape in zip(costly_pairs(), [(8, 8), (8, 8), (16,)], strict=True):
+        report = explain(model.double(), image(1, 16, *shape))
         assert report.folded == ()
+
+
+def test_low_rank_and_separable_layers_are_folded_at_a_stated_price_when_asked_for():
+    for model, shape in zip(costly_pairs(), [(8, 8), (8, 8), (16,)], strict=True):
+        x = image(2, 16, *shape)
+        model.double().eval()
+        result = fold(model, x, fewest_layers=True)
+        assert relative_error(result(x), model(x)) < EXACT
+        assert count(result, nn.Conv2d, nn.Linear) == 1
+        (one,) = result.fold_report.folded
+        assert one.macs_after > one.macs_before
+        assert result.fold_report.macs_after > result.fold_report.macs_before
+        assert explain(model, x, fewest_layers=True).folded == result.fold_report.folded
 
 
 def test_without_an_example_chains_are_folded_and_nothing_is_verified():

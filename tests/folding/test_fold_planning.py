@@ -17,11 +17,12 @@ def random_region(seed):
     operands = {s: _earlier(draw, steps[: s.number], source) for s in steps}
     readers = {s: [r for r in steps if s in operands[r]] for s in steps}
     required = {s for s in steps if not readers[s] or draw.random() < 0.15}
-    known, interiors, layers = {}, {source: {}}, set()
+    known, interiors, layers, convs = {}, {source: {}}, set(), set()
     for step in steps:
         if draw.random() < 0.6:
             layers.add(step)
-        cost = (draw.randint(0, 9), 1, int(step in layers))
+            convs |= {step} if draw.random() < 0.7 else set()
+        cost = (draw.randint(0, 9), 1, int(step in layers), int(step in convs))
         known[step] = [Way(step, tuple(operands[step]), cost)]
         options = [_options(o, interiors, required) for o in operands[step]]
         common = [s for s in [source, *steps] if all(s in other for other in options)]
@@ -29,8 +30,9 @@ def random_region(seed):
             s: frozenset({step}).union(*(other[s] for other in options)) for s in common
         }
         for other, interior in interiors[step].items():
-            if interior & layers:
-                cost = (draw.randint(0, 25), draw.randint(0, 2), 1)
+            kinds = {s in convs for s in interior & layers}
+            if len(kinds) == 1:  # a convolution and a linear layer never become one
+                cost = (draw.randint(0, 25), draw.randint(0, 2), 1, int(kinds.pop()))
                 known[step].append(Way(step, (other,), cost, object(), interior - {step}))
     return known, readers, required
 
@@ -46,18 +48,19 @@ def _options(operand, interiors, required):
 def cheapest(known, required):
     """Try every set of materialised steps, and for each the cheapest way of every member."""
     free = [step for step in known if step not in required]
-    layers = sum(ways[0].cost[2] for ways in known.values())
+    most = [sum(ways[0].cost[part] for ways in known.values()) for part in (2, 3)]
     best = None
     for chosen in product((False, True), repeat=len(free)):
         given = required | {s for s, is_in in zip(free, chosen, strict=True) if is_in}
         total = _cost(known, given)
-        if total is not None and total[2] <= layers and (best is None or total < best):
+        fits = total is not None and total[2] <= most[0] and total[3] <= most[1]
+        if fits and (best is None or total < best):
             best = total
     return best
 
 
 def _cost(known, given):
-    total = (0, 0, 0)
+    total = (0, 0, 0, 0)
     for step in given:
         costs = [
             way.cost

@@ -1,11 +1,14 @@
 """The checker of reasons itself: it accepts what is true, and only that."""
 
+import copy
+
 import pytest
 import torch
 from call_tape import executed
 from left_norms import false_reasons
 from torch import nn
 
+from repblocks.folding.fold import fold
 from repblocks.folding.fold_report import FoldReport, LeftAlone, Reason
 
 
@@ -33,6 +36,7 @@ def conv(padding=0, kernel_size=1, **options):
 
 
 NORM = nn.BatchNorm2d(3)
+SHARED = nn.Sequential(conv(), nn.BatchNorm2d(3))
 CASES = {
     "between activations": (nn.Sequential(nn.ReLU(), NORM, nn.ReLU()), {Reason.NONLINEARITY}),
     "before padding": (
@@ -52,6 +56,14 @@ CASES = {
         Branching(conv(), NORM, nn.ReLU()),
         {Reason.NONLINEARITY, Reason.OPAQUE},
     ),
+    "called twice": (
+        nn.Sequential(SHARED, nn.ReLU(), SHARED),
+        {Reason.OTHER_READER, Reason.NONLINEARITY},
+    ),
+    "after a layer over another axis": (
+        nn.Sequential(nn.Linear(4, 5), NORM, nn.ReLU()),
+        {Reason.NONLINEARITY, Reason.COST},
+    ),
     "no statistics": (
         nn.Sequential(conv(), nn.BatchNorm2d(3, track_running_stats=False)),
         {Reason.STATISTICS},
@@ -65,6 +77,7 @@ FOLDABLE = {
     "before a pooled head": nn.Sequential(
         nn.ReLU(), NORM, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)
     ),
+    "before a flattened head": nn.Sequential(nn.ReLU(), NORM, nn.Flatten(), nn.Linear(3 * 16, 2)),
     "after a transposed convolution": nn.Sequential(nn.ConvTranspose2d(3, 3, 3), NORM, nn.ReLU()),
 }
 
@@ -74,8 +87,9 @@ def refuted(model, reason):
     model.eval()
     x = torch.randn(2, 3, 4, 4)
     site = next(path for path, m in model.named_modules() if isinstance(m, nn.BatchNorm2d))
-    report = FoldReport((), (LeftAlone(site, "BatchNorm2d", reason),), 0, 0, 0, 0)
-    return bool(false_reasons(model, x, report, executed(model, x)["norms"]))
+    calls = executed(model, x)["norms"]
+    report = FoldReport((), (LeftAlone(site, "BatchNorm2d", reason),) * calls, 0, 0, 0, 0)
+    return bool(false_reasons(model, x, report, calls))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -95,3 +109,12 @@ def test_a_norm_without_a_reason_is_named():
     empty = FoldReport((), (), 0, 0, 0, 0)
     found = false_reasons(model, torch.randn(1, 3, 2, 2), empty, 1)
     assert found == ["1 BatchNorms are left, 0 have a reason"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fold_gives_a_true_reason(name):
+    model, _ = CASES[name]
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    model = copy.deepcopy(model).double().eval()
+    folded = fold(model, x, verify=False)
+    assert false_reasons(model, x, folded.fold_report, executed(folded, x)["norms"]) == []

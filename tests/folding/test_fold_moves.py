@@ -1,0 +1,63 @@
+"""Scales and shifts that are moved to a layer, past what stands between."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from truth import calibrate, relative_error
+
+from repblocks.folding.fold import fold
+
+EXACT = 1e-12
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+class Code(nn.Module):
+    """Some modules and the code that calls them."""
+
+    def __init__(self, code, **modules):
+        super().__init__()
+        self.code = code
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+def folded_exactly(model, *shape):
+    x = torch.randn(*shape, dtype=torch.float64)
+    calibrate(model.double(), x, x)
+    before = copy.deepcopy(model)
+    result = fold(model, x)
+    other = torch.randn(*shape, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(result(other), before(other)) < EXACT
+    return result
+
+
+def count(model, *classes):
+    return sum(isinstance(module, classes) for module in model.modules())
+
+
+@pytest.mark.parametrize("between", [[nn.Flatten()], [nn.Dropout(), nn.Flatten(), nn.Dropout()]])
+def test_a_norm_passes_a_flattening_to_the_head(between):
+    layers = [nn.ReLU(), nn.BatchNorm2d(4), *between, nn.Linear(4 * 6, 5), nn.BatchNorm1d(5)]
+    result = folded_exactly(nn.Sequential(*layers), 3, 4, 2, 3)
+    assert count(result, nn.BatchNorm1d, nn.BatchNorm2d) == 0
+    assert result.fold_report.left == ()
+
+
+def test_a_norm_behind_a_view_is_folded_into_the_linear_layer_before_it():
+    model = Code(
+        lambda m, x: m.norm(m.linear(x.movedim(1, -1)).permute(0, 3, 1, 2)).relu(),
+        linear=nn.Linear(4, 5),
+        norm=nn.BatchNorm2d(5),
+    )
+    result = folded_exactly(model, 3, 4, 5, 6)
+    assert count(result, nn.BatchNorm2d) == 0
