@@ -15,7 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from repblocks.errors import RepblocksError
 from repblocks.folding.example import Call, run_example
 from repblocks.folding.flow import Flow, Step, flatten
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
@@ -58,7 +60,9 @@ def fold(
 
     Raises:
         VerificationError: if the result is not the same function.
+        RepblocksError: if the model's weights were changed (its copies share memory with it).
     """
+    versions = _versions(model)
     analysis = _Analysis.of(model, example_input, ANY_PRICE if fewest_layers else 0)
     placed = [one for part in analysis.parts for one in part.placed]
     emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
@@ -70,8 +74,25 @@ def fold(
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
         report = replace(report, verification=verify_fold(model, folded, example_input))
+    _check_unchanged(versions, _versions(model))
     folded.fold_report = report  # type: ignore[assignment] # no tensor and no module
     return folded
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Note which tensors a model holds, and how often each was written to."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {k: (id(t), 0 if t.is_inference() else t._version) for k, t in tensors.items()}
+
+
+def _check_unchanged(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
+    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+    if changed:
+        raise RepblocksError(
+            f"'{changed[0]}' of the input model was changed while it was folded "
+            f"({len(changed)} of {len(before)} tensors). Its copies must share no memory with it: "
+            "check its __deepcopy__ and what its forward writes to."
+        )
 
 
 def explain(
@@ -148,8 +169,7 @@ class _Analysis:
 
 
 def _batch(example_input: Any) -> int:
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim]
+    sizes = [x.shape[0] for x in tree_leaves(example_input) if isinstance(x, Tensor) and x.ndim]
     return max(1, sizes[0]) if sizes else 1
 
 

@@ -120,6 +120,7 @@ class FoldReport:
         if self.verification is not None:
             found = self.verification
             proof = f"yes, {found.dtype}, RMS difference {found.rms_rel:.2g} of the signal"
+            proof += f" ({found.note})" if found.note else ""
         return [
             f"multiply-adds: {self.macs_before:,} before, {self.macs_after:,} after",
             f"parameters: {self.parameters_before:,} before, {self.parameters_after:,} after",

@@ -1,108 +1,131 @@
-"""Run a copy of a model and show every module's output as it appears."""
+"""Run a copy of a model, in its own dtype or in float64, and take the tensors it gives."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-
-@dataclass(frozen=True)
-class Site:
-    """One output tensor of one call of one module.
-
-    Args:
-        path: Name of the module in its model; empty for the model itself.
-        call: How often the module had been called before.
-        part: Where in the output the tensor stood; empty if it was the output.
-    """
-
-    path: str
-    call: int
-    part: str
-
-
-Visitor = Callable[[Site, Tensor], None]
+from repblocks.folding.widening import widen, widened
 
 
 def parts(output: Any, name: str = "") -> dict[str, Tensor]:
-    """Find the tensors in a tensor, or in nested tuples, lists and dicts of them."""
+    """Find the tensors in a tensor, or in nested tuples, lists, dicts and dataclasses of them."""
     if isinstance(output, Tensor):
         return {name: output}
     if isinstance(output, Mapping):
-        items = [(repr(key), value) for key, value in output.items()]
+        items = [(f"[{key!r}]", value) for key, value in output.items()]
     elif isinstance(output, tuple | list):
-        items = [(str(index), value) for index, value in enumerate(output)]
+        items = [(f"[{index}]", value) for index, value in enumerate(output)]
+    elif is_dataclass(output):
+        items = [(f".{field.name}", getattr(output, field.name)) for field in fields(output)]
     else:
         return {}
-    return {k: v for key, value in items for k, v in parts(value, f"{name}[{key}]").items()}
+    return {k: v for key, value in items for k, v in parts(value, f"{name}{key}").items()}
 
 
 def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Copy a model into evaluation mode and, if given, another dtype; the original is untouched.
-
-    A device without float64 hands over to the CPU.
-    """
+    """Copy a model into evaluation mode and, if given, another dtype; the original is untouched."""
     twin = copy.deepcopy(model)
     twin.eval()
-    if dtype is torch.float64 and any(t.device.type == "mps" for t in twin.parameters()):
-        twin.cpu()
-    if dtype is not None:
-        twin.to(dtype)
+    return twin if dtype is None else twin.to(dtype)
+
+
+def view_of(model: nn.Module) -> nn.Module:
+    """Copy the modules of a model into evaluation mode, but share its parameters' memory."""
+    compiled = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
+    own = {id(p) for m in compiled for p in m.parameters()}
+    memo = {
+        id(p): nn.Parameter(p.data, requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter and id(p) not in own
+    }
+    twin = copy.deepcopy(model, memo)
+    twin.eval()
     return twin
 
 
-def run(model: nn.Module, inputs: tuple[Any, ...], visit: Visitor) -> Any:
-    """Run a model once without gradients and show each module's output in order of completion.
+def wide_view_of(model: nn.Module) -> nn.Module:
+    """Make a view of a model for :func:`run_wide`.
+
+    Compiled modules do not let their weights be widened one by one: theirs are widened here.
+    """
+    twin = view_of(model)
+    for module in twin.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            module.double()
+    return twin
+
+
+def run(model: nn.Module, inputs: tuple[Any, ...], **named: Any) -> Any:
+    """Run a model once without gradients, in its own dtype.
 
     The global random state is the same before and after, and the same in every run.
 
     Args:
-        model: A copy in evaluation mode; its hooks are as before afterwards.
-        inputs: Positional arguments of the model; floating tensors take its dtype and device.
-        visit: Called with each output tensor at the moment it appears: a later in-place
-            operation may change the tensor, so what is kept must be copied.
+        model: In evaluation mode.
+        inputs: Positional arguments of the model; its floating tensors, wherever they stand, take
+            the model's dtype and device.
+        named: The same by name.
 
     Returns:
         The model's output.
     """
-    calls: Counter[str] = Counter()
+    own = next((t for t in model.parameters() if t.is_floating_point()), None)
 
-    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def show(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            call = calls[path]
-            calls[path] += 1
-            for part, tensor in parts(output).items():
-                visit(Site(path, call, part), tensor)
+    def like(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if own is None:
+            return x.detach().clone()
+        dtype = own.dtype if x.is_floating_point() else x.dtype
+        return x.detach().to(own.device, dtype, copy=True)
 
-        return show
+    return _run(model, tree_map(like, (inputs, named)), nullcontext())
 
-    hooks = [m.register_forward_hook(hook(path)) for path, m in model.named_modules()]
+
+def run_wide(
+    model: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0, **named: Any
+) -> dict[str, Tensor]:
+    """Run a model once in float64, widening each weight where it is used.
+
+    Args:
+        model: In evaluation mode (see :func:`wide_view_of`).
+        inputs: Positional arguments of the model.
+        rounding: Share by which each weight is moved at random.
+        named: The same by name.
+
+    Returns:
+        The tensors of its output, in float64 on the CPU.
+    """
+    weights = [t for t in model.parameters() if t.device.type != "mps"]
+    device = weights[0].device if weights else None
+
+    def like(x: Any) -> Any:
+        return widen(x.detach().to(device, copy=True)) if isinstance(x, Tensor) else x
+
+    output = _run(model, tree_map(like, (inputs, named)), widened(rounding))
+    return {part: wide(tensor) for part, tensor in parts(output).items()}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Copy a tensor into float64 on the CPU; a complex one as its two parts."""
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.detach().to("cpu", copy=True).to(torch.float64)
+
+
+def _run(model: nn.Module, arguments: Any, mode: AbstractContextManager[None]) -> Any:
+    inputs, named = arguments
     # Naming the devices keeps torch from warning where there are several.
     is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no type
     devices = range(torch.cuda.device_count()) if is_used else ()
-    try:
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(0)
-            return model(*_like(model, inputs))
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-def _like(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Move tensors to the model's device, and floating ones to its dtype."""
-    own = next((t for t in model.parameters() if t.is_floating_point()), None)
-    if own is None:
-        return inputs
-    return tuple(
-        x.to(own.device, own.dtype if x.is_floating_point() else x.dtype)
-        if isinstance(x, Tensor)
-        else x
-        for x in inputs
-    )
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(0)
+        with mode:
+            return model(*inputs, **named)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from repblocks.errors import ConfigurationError, VerificationError
-from repblocks.folding.recording import Site, Visitor, evaluation_copy, parts, run
+from repblocks.folding.recording import (
+    evaluation_copy,
+    parts,
+    run,
+    run_wide,
+    view_of,
+    wide,
+    wide_view_of,
+)
 from repblocks.folding.tolerance import TOLERANCES, limit
 
 # Below this share of the output's size, what depends on the input is float64 rounding.
@@ -22,14 +33,14 @@ class Comparison:
     """How far an output is from the truth.
 
     Relative numbers are relative to the signal: the RMS of the part of the true output that
-    depends on the input (at most the RMS of the output). An output that hardly depends on its
-    input would otherwise pass whatever was folded.
+    depends on the input (at most the RMS of the output; all of it, if none depends). An output
+    that hardly depends on its input would otherwise pass whatever was folded.
 
     Args:
         max_abs: Largest absolute difference.
         max_rel: The same, relative to the signal.
         rms_rel: RMS difference, relative to the signal.
-        own_rms_rel: The same number for the original, run in the same dtype.
+        own_rms_rel: The same number for the original, run in the dtype that is judged.
         tolerance: Largest ``rms_rel`` allowed.
     """
 
@@ -49,141 +60,186 @@ class Reference:
     """A float64 run of a model, and how far the model's own dtype is from it.
 
     Args:
-        model: The original, in any mode; copies are run, it stays as it is.
+        model: The original, in any mode; it stays as it is.
         example_input: A tensor, or a tuple of the model's positional arguments.
         dtype: The type that is judged: ``float64``, ``float32``, ``float16`` or ``bfloat16``.
+        named: More arguments of the model.
 
     Raises:
         ConfigurationError: if ``dtype`` has no tolerance, or the output holds no tensor.
-        VerificationError: if the true output is not finite, or does not depend on the input.
+        VerificationError: if no value of the true output is finite.
     """
 
-    def __init__(self, model: nn.Module, example_input: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, example_input: Any, dtype: torch.dtype, **named: Any
+    ) -> None:
         if dtype not in TOLERANCES:
             known = ", ".join(str(known) for known in TOLERANCES)
             raise ConfigurationError(f"No tolerance is known for {dtype}; known: {known}.")
         self.dtype = dtype
         self.inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-        self.truth: dict[Site, Tensor] = {}
-        self._own: dict[Site, float] = {}
-        self._signal: dict[Site, float] = {}
-        original = evaluation_copy(model, torch.float64)
-        run(original, self.inputs, self._keep)
-        run(original, _other(self.inputs), self._difference_into(self._signal))
-        del original
-        run(evaluation_copy(model, dtype), self.inputs, self._difference_into(self._own))
+        self.named = named
+        self._model = model
+        view = wide_view_of(model)
+        self.truth = run_wide(view, self.inputs, **named)
         self._check()
+        inputs, named = other((self.inputs, named))
+        self._changed = run_wide(view, inputs, **named)
 
-    def compare(self, site: Site, value: Tensor, tolerance: float | None = None) -> Comparison:
-        """Measure one tensor against the truth at the same place.
+    @property
+    def is_stable(self) -> bool:
+        """Whether another input of the same shapes gives an output of the same shapes."""
+        return _shapes(self.truth) == _shapes(self._changed)
 
-        Args:
-            site: A place of ``truth``.
-            value: Of the truth's shape, in any dtype, on any device.
-            tolerance: Largest RMS difference relative to the signal; by default what rounding
-                explains, by dtype.
-        """
-        truth = self.truth[site]
-        size, own = rms(truth), self._own.get(site, 0.0)
-        signal = min(size, self._signal.get(site, size))
-        scale = signal if signal > _NO_SIGNAL * size else size or 1.0
-        error = wide(value) - truth
-        if tolerance is None:
-            allowed = limit(
-                self.dtype, size=size, signal=scale, own=own, count=max(1, truth.numel())
-            )
-            tolerance = allowed / scale
-        largest = float(error.abs().max()) if error.numel() else 0.0
-        return Comparison(largest, largest / scale, rms(error) / scale, own / scale, tolerance)
+    @property
+    def has_signal(self) -> bool:
+        """Whether the output depends on the input."""
+        sizes = {part: rms(tensor) for part, tensor in self.truth.items()}
+        return any(self._signal(part) > _NO_SIGNAL * size for part, size in sizes.items())
+
+    @cached_property
+    def own_output(self) -> Any:
+        """The original's output in the dtype that is judged."""
+        dtypes = {p.dtype for p in self._model.parameters() if p.is_floating_point()}
+        is_own = dtypes <= {self.dtype}
+        twin = view_of(self._model) if is_own else evaluation_copy(self._model, self.dtype)
+        return run(twin, self.inputs, **self.named)
+
+    @cached_property
+    def own(self) -> dict[str, float]:
+        """RMS error of the original, run in the dtype that is judged, of each tensor."""
+        found = {part: wide(tensor) for part, tensor in parts(self.own_output).items()}
+        return differences(found, self.truth)
 
     def compare_output(self, output: Any, tolerance: float | None = None) -> Comparison:
-        """Measure a whole output; of several tensors the one furthest past its tolerance.
+        """Measure a whole output in the dtype that is judged.
+
+        Args:
+            output: As the model gives it, in any dtype, on any device.
+            tolerance: Largest RMS difference relative to the signal; by default what rounding
+                explains: a multiple of the original's own error.
 
         Raises:
-            VerificationError: if the output has other tensors or shapes, or is not finite.
+            VerificationError: if the output has other tensors or shapes, or is not finite where
+                the original's is.
         """
-        found = {Site("", 0, part): tensor for part, tensor in parts(output).items()}
+        found = {part: wide(tensor) for part, tensor in parts(output).items()}
+        return self.compare(found, tolerance, self.own)
+
+    def compare(
+        self, found: dict[str, Tensor], tolerance: float | None, rounding: Mapping[str, float]
+    ) -> Comparison:
+        """Measure the tensors of an output; of several the one furthest past its tolerance.
+
+        Args:
+            found: In float64 on the CPU.
+            tolerance: Largest RMS difference relative to the signal, or None.
+            rounding: RMS error of each tensor that rounding was seen to make.
+
+        Raises:
+            VerificationError: as for :meth:`compare_output`.
+        """
         self._check_shapes(found)
-        all_compared = [self.compare(site, value, tolerance) for site, value in found.items()]
+        all_compared = [
+            self._compare(part, value, tolerance, rounding) for part, value in found.items()
+        ]
         return max(all_compared, key=lambda one: one.rms_rel / max(one.tolerance, 1e-300))
 
-    def outputs(self) -> dict[Site, Tensor]:
-        """Give the true tensors of the model's own output."""
-        return {site: tensor for site, tensor in self.truth.items() if not site.path}
+    def _compare(
+        self, part: str, value: Tensor, tolerance: float | None, rounding: Mapping[str, float]
+    ) -> Comparison:
+        truth = self.truth[part]
+        size, signal = rms(truth), min(rms(truth), self._signal(part))
+        scale = signal if signal > _NO_SIGNAL * size else size or 1.0
+        seen = rounding.get(part, 0.0)
+        if tolerance is None:
+            tolerance = limit(self.dtype, size=size, signal=scale, rounding=seen) / scale
+        error = difference(value, truth)
+        largest = float(error.abs().max()) if error.numel() else 0.0
+        return Comparison(largest, largest / scale, rms(error) / scale, seen / scale, tolerance)
 
-    def _keep(self, site: Site, value: Tensor) -> None:
-        self.truth[site] = wide(value)
-
-    def _difference_into(self, errors: dict[Site, float]) -> Visitor:
-        def visit(site: Site, value: Tensor) -> None:
-            truth = self.truth.get(site)
-            if truth is not None and truth.shape == value.shape:
-                errors[site] = rms(wide(value) - truth)
-
-        return visit
+    def _signal(self, part: str) -> float:
+        truth, changed = self.truth[part], self._changed.get(part)
+        if changed is None or changed.shape != truth.shape:
+            return math.inf
+        return rms(difference(changed, truth))
 
     def _check(self) -> None:
-        outputs = self.outputs()
-        if not outputs:
+        if not self.truth:
             raise ConfigurationError(
                 "The model's output holds no tensor, so there is nothing to compare; allowed are "
-                "a tensor and tuples, lists and dicts of tensors."
+                "a tensor and tuples, lists, dicts and dataclasses of tensors."
             )
-        for site, tensor in outputs.items():
-            _check_finite(tensor, f"The original's output{site.part}")
-        if not any(self._signal.get(s, math.inf) > _NO_SIGNAL * rms(t) for s, t in outputs.items()):
-            raise VerificationError(
-                "The original's output does not depend on its input, so every fold would seem "
-                "right. Calibrate its BatchNorm statistics, or load trained weights.",
-                difference=math.nan,
-                tolerance=0.0,
-            )
+        for part, tensor in self.truth.items():
+            if tensor.numel() and not tensor.isfinite().any():
+                raise _not_finite(f"The original's output{part}", tensor.numel(), tensor.numel())
 
-    def _check_shapes(self, found: dict[Site, Tensor]) -> None:
-        expected = {site.part: tuple(tensor.shape) for site, tensor in self.outputs().items()}
-        actual = {site.part: tuple(tensor.shape) for site, tensor in found.items()}
+    def _check_shapes(self, found: dict[str, Tensor]) -> None:
+        expected, actual = _shapes(self.truth), _shapes(found)
         if expected != actual:
             raise VerificationError(
                 f"The output has tensors of shapes {actual}, the original's {expected}.",
                 difference=math.inf,
                 tolerance=0.0,
             )
-        for site, tensor in found.items():
-            _check_finite(tensor, f"The output{site.part}")
+        for part, tensor in found.items():
+            bad = int((~difference(tensor, self.truth[part]).isfinite()).sum())
+            if bad:
+                raise _not_finite(f"The output{part}", bad, tensor.numel())
+
+
+def differences(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, float]:
+    """Take the RMS difference of each tensor that both have in the same shape."""
+    return {
+        part: rms(difference(tensor, truth[part]))
+        for part, tensor in found.items()
+        if part in truth and truth[part].shape == tensor.shape
+    }
+
+
+def difference(found: Tensor, truth: Tensor) -> Tensor:
+    """Subtract; what is the same infinity, or NaN in both, does not differ."""
+    same = (found == truth) | (found.isnan() & truth.isnan())
+    return torch.where(same, 0.0, found - truth)
 
 
 def rms(tensor: Tensor) -> float:
-    """Take the root of the mean square, 0 for an empty tensor."""
-    return float(tensor.square().mean().sqrt()) if tensor.numel() else 0.0
+    """Take the root of the mean square of what is finite, 0 if there is nothing."""
+    finite = tensor[tensor.isfinite()] if not tensor.isfinite().all() else tensor
+    return float(finite.square().mean().sqrt()) if finite.numel() else 0.0
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """Copy a tensor into float64 on the CPU."""
-    return tensor.detach().to("cpu", copy=True).to(torch.float64)
+def other(inputs: Any, spread: float | None = None) -> Any:
+    """Make inputs of the same kind with other values: how much does the output depend on them?
 
-
-def _check_finite(tensor: Tensor, name: str) -> None:
-    bad = int((~torch.isfinite(wide(tensor))).sum())
-    if bad:
-        raise VerificationError(
-            f"{name} is not finite in {bad} of {tensor.numel()} values. Check the weights and "
-            "the BatchNorm statistics for NaN, infinity and overflow of the dtype.",
-            difference=math.inf,
-            tolerance=0.0,
-        )
-
-
-def _other(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Make inputs of the same kind with other values: how much does the output depend on them?"""
+    Args:
+        inputs: Tensors in any structure.
+        spread: Standard deviation of the values; by default that of the inputs.
+    """
     generator = torch.Generator().manual_seed(0)
 
-    def other(x: Any) -> Any:
-        if not isinstance(x, Tensor):
+    def change(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.is_complex():
             return x
         if not x.is_floating_point():  # Another order of the same values: still valid indices.
-            return x.flatten()[torch.randperm(x.numel(), generator=generator)].view(x.shape)
+            order = torch.randperm(x.numel(), generator=generator).to(x.device)
+            return x.flatten()[order].view(x.shape)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        spread = float(x.double().std()) if x.numel() > 1 else 0.0
-        return (noise * (spread or 1.0) + float(x.double().mean())).to(x)
+        own = float(x.double().std()) if x.numel() > 1 else 0.0
+        mean = float(x.double().mean()) if x.numel() else 0.0
+        return (noise * (spread or own or 1.0) + mean).to(x)
 
-    return tuple(other(x) for x in inputs)
+    return tree_map(change, inputs)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {part: tuple(tensor.shape) for part, tensor in tensors.items()}
+
+
+def _not_finite(name: str, bad: int, count: int) -> VerificationError:
+    return VerificationError(
+        f"{name} is not finite in {bad} of {count} values. Check the weights and the BatchNorm "
+        "statistics for NaN, infinity and overflow of the dtype.",
+        difference=math.inf,
+        tolerance=0.0,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,35 +14,36 @@ class Tolerance:
     Args:
         signal: Allowed RMS error relative to how much the output depends on the input.
         size: Allowed RMS error relative to the RMS of the output.
+        useful: Where more than this share of the signal is allowed, the output tells too little.
     """
 
     signal: float
     size: float
+    useful: float = 1e-3
 
 
-# float64 judges the algebra, so only its own rounding is allowed. The narrower types round far
-# more than a fold changes: there the original's own error (see `limit`) carries the judgement.
+# float64 judges the algebra, so only its own rounding is allowed. In the narrower types what
+# rounding did to this network on this input (see `limit`) is allowed besides.
 TOLERANCES = {
     torch.float64: Tolerance(signal=1e-10, size=1e-14),
     torch.float32: Tolerance(signal=0.0, size=1e-7),
-    torch.float16: Tolerance(signal=0.0, size=2e-3),
-    torch.bfloat16: Tolerance(signal=0.0, size=1e-2),
+    torch.float16: Tolerance(signal=0.0, size=2e-3, useful=0.1),
+    torch.bfloat16: Tolerance(signal=0.0, size=1e-2, useful=1.0),
 }
 
-# A folded form rounds at other places than the original: twice its error is the same quality.
-OWN_ERRORS = 2.0
+# Two samples of one rounding error differ by a factor of about three where an output has few
+# values or these err together. What is wrong is wrong by orders of magnitude.
+SAMPLES = 10.0
 
 
-def limit(dtype: torch.dtype, *, size: float, signal: float, own: float, count: int) -> float:
+def limit(dtype: torch.dtype, *, size: float, signal: float, rounding: float) -> float:
     """Give the largest RMS error that is explained by rounding.
 
     Args:
-        dtype: The type the form was run in.
+        dtype: The type that was rounded to.
         size: RMS of the true output.
         signal: RMS of the part of the true output that depends on the input.
-        own: RMS error of the original, run in ``dtype``.
-        count: Number of output values. The two errors are samples: few values need more room.
+        rounding: RMS error that rounding to ``dtype`` was seen to make.
     """
     allowed = TOLERANCES[dtype]
-    own_errors = OWN_ERRORS * (1.0 + 4.0 / math.sqrt(count))
-    return own_errors * own + allowed.signal * min(size, signal) + allowed.size * size
+    return SAMPLES * rounding + allowed.signal * min(size, signal) + allowed.size * size

@@ -2,152 +2,198 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import VerificationError
-from repblocks.folding.recording import Site, evaluation_copy, run
-from repblocks.folding.reference import Comparison, Reference
-
-# The errors of one module are a smaller sample than those of the whole network.
-_MODULE_ROOM = 10.0
+from repblocks.folding.changes import changes, self_folded
+from repblocks.folding.parting import first_difference
+from repblocks.folding.piecewise import Piecewise, judge
+from repblocks.folding.recording import parts, run, view_of, wide
+from repblocks.folding.reference import Comparison, Reference, difference, differences, rms
+from repblocks.folding.tolerance import TOLERANCES
 
 
 @dataclass(frozen=True)
 class Verification(Comparison):
     """The result of comparing a folded model with its original.
 
+    ``max_abs``, ``max_rel`` and ``rms_rel`` are of the folded weights, run in float64.
+
     Args:
         dtype: The type the folded model runs in.
-        num_modules: Number of modules found in both models whose outputs were compared.
+        run_rms_rel: RMS difference of the folded model, run in that type: to be compared with
+            ``own_rms_rel``. Where arithmetic rounds is the machine's choice, so it decides nothing.
+        num_modules: Number of modules that were compared on their own input.
+        note: What could not be judged by the output, and how it was judged instead.
         first_difference: The first module where they part; None, as a difference raises.
     """
 
     dtype: str
+    run_rms_rel: float
     num_modules: int
+    note: str = ""
     first_difference: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the models are the same function: yes, as a difference raises."""
+        return True
 
 
 def verify(
     model: nn.Module, folded: nn.Module, example_input: Any, *, tolerance: float | None = None
 ) -> Verification:
-    """Compare a folded model with a float64 run of its original, both in evaluation mode.
+    """Compare a folded model with its original, both in float64 and in evaluation mode.
 
     The output decides. A module that has folded itself (same class, other children) must agree
-    on its own as well, because a later layer may hide what it lost. Copies are run: both models,
-    their modes and the global random state stay as they are.
+    on its own as well, because a later layer may hide what it lost. If the output does not depend
+    on the input, or its shape depends on values (detections), each change must stand in a module
+    that agrees on its own. Weights are widened where they are used: there is no float64 copy of
+    the models. Both models, their modes and the global random state stay as they are.
 
     Args:
         model: The original.
         folded: What is said to be the same function.
         example_input: A tensor, or a tuple of the models' positional arguments.
         tolerance: Largest RMS difference relative to the part of the output that depends on the
-            input. By default what rounding explains: in float32 twice the original's own error.
+            input. By default what rounding the folded weights to their dtype explains.
 
     Raises:
-        VerificationError: if they differ by more, or an output is not finite.
+        VerificationError: if they differ by more, an output has another dtype or is not finite,
+            or it cannot be told.
         ConfigurationError: if the output holds no tensor, or the dtype has no tolerance.
     """
     reference = Reference(model, example_input, _dtype(folded, example_input))
-    agreement, output = _run_folded(reference, folded)
-    blocks = _self_folded(model, folded)
-    first = _first_difference(agreement, blocks)
+    blocks = self_folded(model, folded)
     try:
-        overall = reference.compare_output(output, tolerance)
+        output = _check_run(reference, folded)
+        overall, note, count = _judge_whole(reference, model, folded, tolerance)
     except VerificationError as error:
+        first = first_difference(model, folded, reference.inputs, reference.dtype, blocks)
         raise _relocated(error, first) from error
-    if not overall.passed:
-        raise _failure(
-            f"The folded model differs from its original ({reference.dtype}): RMS difference",
-            overall,
-            first,
-        )
-    for site, comparison in agreement.items():
-        if site.path in blocks and not _agrees(comparison):
-            raise _failure(
-                "The output agrees, but a block differs from its original: RMS difference",
-                comparison,
-                site.path,
-            )
+    if reference.is_stable and reference.has_signal:
+        count += _check_blocks(reference, model, folded, blocks, tolerance)
+    scale = overall.max_abs / overall.max_rel if overall.max_rel else _scale(reference)
     return Verification(
-        **asdict(overall),
+        **asdict(replace(overall, own_rms_rel=_largest(reference.own) / scale)),
         dtype=str(reference.dtype).removeprefix("torch."),
-        num_modules=len({site.path for site in agreement}),
+        run_rms_rel=_largest(differences(output, reference.truth)) / scale,
+        num_modules=count,
+        note=note,
     )
 
 
 def _dtype(folded: nn.Module, example_input: Any) -> torch.dtype:
     """Find the type the folded model runs in: that of its weights, without any of its input."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    tensors = [*folded.parameters(), *(x for x in inputs if isinstance(x, Tensor))]
+    leaves = [x for x in tree_leaves(example_input) if isinstance(x, Tensor)]
+    tensors = [*folded.parameters(), *leaves]
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
-def _run_folded(reference: Reference, folded: nn.Module) -> tuple[dict[Site, Comparison], Any]:
-    """Run the folded model; compare each module with the original's, and return the output."""
-    compared: dict[Site, Comparison] = {}
-
-    def visit(site: Site, value: Tensor) -> None:
-        known = reference.truth.get(site)
-        if site.path and known is not None and known.shape == value.shape:
-            compared[site] = reference.compare(site, value)
-
-    output = run(evaluation_copy(folded), reference.inputs, visit)
-    return compared, output
-
-
-def _agrees(comparison: Comparison) -> bool:
-    return comparison.rms_rel <= _MODULE_ROOM * comparison.tolerance
+def _check_run(reference: Reference, folded: nn.Module) -> dict[str, Tensor]:
+    """Run the folded model in its own dtype; its output must be of the kind of the original's."""
+    found, own = parts(run(view_of(folded), reference.inputs)), parts(reference.own_output)
+    actual, expected = ({k: str(t.dtype) for k, t in ts.items()} for ts in (found, own))
+    if found.keys() == own.keys() and actual != expected:
+        raise _error(f"The output has tensors of dtypes {actual}, the original's {expected}.")
+    for part, tensor in found.items():
+        if part in own and own[part].shape == tensor.shape:
+            bad = int((~difference(wide(tensor), wide(own[part])).isfinite()).sum())
+            if bad:
+                raise _error(f"The output{part} is not finite in {bad} of {tensor.numel()} values.")
+    return {part: wide(tensor) for part, tensor in found.items()}
 
 
-def _self_folded(model: nn.Module, folded: nn.Module) -> set[str]:
-    """Find the modules that kept path and class but not their children: folded blocks."""
-    after = dict(folded.named_modules())
-    common = [(path, m, after[path]) for path, m in model.named_modules() if path in after]
-    return {
-        path
-        for path, old, new in common
-        if path and type(old) is type(new) and not isinstance(old, nn.Sequential)
-        if {name for name, _ in old.named_children()} != {name for name, _ in new.named_children()}
-    }
+def _judge_whole(
+    reference: Reference, model: nn.Module, folded: nn.Module, tolerance: float | None
+) -> tuple[Comparison, str, int]:
+    """Judge by the output; where that tells nothing, by the modules that changed."""
+    try:
+        overall = judge(reference, folded, tolerance)
+    except VerificationError:
+        if reference.is_stable:
+            raise
+        overall = Comparison(math.nan, math.nan, math.nan, math.nan, math.nan)
+    if reference.is_stable and not overall.passed:
+        raise _failure("The folded model differs from its original", reference, overall)
+    why = _why_untold(reference, overall, tolerance)
+    if not why:
+        return overall, "", 0
+    pieces = Piecewise(model, folded, changes(model, folded), reference.dtype, tolerance)
+    pieces.run(model, reference.inputs)
+    note = f"the output {why}: each change was judged on its own"
+    if pieces.unproven:
+        left = f"'{pieces.unproven[0]}'"
+        if not reference.is_stable or not reference.has_signal:
+            raise _error(
+                f"The original's output {why}, so every fold would seem right, and no module in "
+                f"which {left} stands agrees on its own. Calibrate its BatchNorm statistics, load "
+                "trained weights, or give another input."
+            )
+        note += f", but {len(pieces.unproven)} by the output alone, among them {left}"
+    return overall, note, pieces.num_modules
 
 
-def _first_difference(compared: dict[Site, Comparison], blocks: set[str]) -> str | None:
-    """Name where the models part for good, as the folded block or else as the module.
+def _why_untold(reference: Reference, overall: Comparison, tolerance: float | None) -> str:
+    """Say why an output that agrees tells too little; empty if it tells enough."""
+    if not reference.is_stable:
+        return "has shapes that depend on values"
+    if not reference.has_signal:
+        return "does not depend on its input"
+    if tolerance is None and overall.tolerance > TOLERANCES[reference.dtype].useful:
+        return f"hides differences up to {overall.tolerance:.2g} of what depends on its input"
+    return ""
 
-    Inside a folded region modules may differ and meet again (a convolution that has taken in
-    the BatchNorm after it), so only what follows the last agreement counts.
-    """
-    sites = list(compared)
-    agreeing = [index for index, site in enumerate(sites) if _agrees(compared[site])]
-    after = sites[agreeing[-1] + 1 if agreeing else 0 :]
-    if not after:
-        return None
-    path = after[0].path
-    names = path.split(".")
-    prefixes = (".".join(names[:length]) for length in range(1, len(names) + 1))
-    return next((prefix for prefix in prefixes if prefix in blocks), path)
+
+def _check_blocks(
+    reference: Reference,
+    model: nn.Module,
+    folded: nn.Module,
+    blocks: set[str],
+    tolerance: float | None,
+) -> int:
+    """Compare each block that has folded itself, on its own input."""
+    if not blocks:
+        return 0
+    pieces = Piecewise(model, folded, blocks, reference.dtype, tolerance, widen_search=False)
+    pieces.run(model, reference.inputs)
+    for path, found in pieces.differing.items():
+        what = "The output agrees, but a block differs from its original"
+        error = _error(f"{what}.") if found is None else _failure(what, reference, found)
+        raise _relocated(error, path)
+    return pieces.num_modules
+
+
+def _scale(reference: Reference) -> float:
+    return max(map(rms, reference.truth.values())) or 1.0
+
+
+def _largest(errors: Mapping[str, float]) -> float:
+    return max(errors.values(), default=math.nan)
 
 
 def _relocated(error: VerificationError, first: str | None) -> VerificationError:
+    at = f" The first module that differs is '{first}'." if first else ""
     return VerificationError(
-        f"{error}{_at(first)}", difference=error.difference, tolerance=error.tolerance, path=first
+        f"{error}{at}", difference=error.difference, tolerance=error.tolerance, path=first
     )
 
 
-def _failure(what: str, found: Comparison, first: str | None) -> VerificationError:
+def _failure(what: str, reference: Reference, found: Comparison) -> VerificationError:
     return VerificationError(
-        f"{what} {found.rms_rel:.3g} of the part that depends on the input, allowed "
-        f"{found.tolerance:.3g} (the original's own rounding: {found.own_rms_rel:.3g}); largest "
-        f"difference {found.max_abs:.3g}.{_at(first)}",
+        f"{what} ({reference.dtype}): RMS difference {found.rms_rel:.3g} of the part that depends "
+        f"on the input, allowed {found.tolerance:.3g}; largest difference {found.max_abs:.3g}.",
         difference=found.rms_rel,
         tolerance=found.tolerance,
-        path=first,
     )
 
 
-def _at(first: str | None) -> str:
-    return f" The first module that differs is '{first}'." if first else ""
+def _error(message: str) -> VerificationError:
+    return VerificationError(message, difference=math.nan, tolerance=0.0)

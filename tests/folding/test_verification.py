@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from repblocks.errors import ConfigurationError, VerificationError
+from repblocks.folding.recording import run_wide, wide_view_of
 from repblocks.folding.reference import Reference
 from repblocks.folding.verification import verify
 
@@ -82,8 +84,8 @@ def test_accepts_a_right_fold(dtype: torch.dtype) -> None:
     assert found.max_abs > 0
     assert found.dtype == str(dtype).removeprefix("torch.")
     assert found.first_difference is None
-    # Four modules at the top beside the blocks, the blocks and their tails.
-    assert found.num_modules == 4 + 3 * 2
+    assert found.num_modules == 3  # the blocks, each on its own input
+    assert found.note == ""
     assert (found.own_rms_rel == 0) == (dtype is torch.float64)
 
 
@@ -181,11 +183,128 @@ def test_catches_sabotage_that_a_later_layer_hides_completely() -> None:
         verify(model, folded, images())
 
 
-def test_refuses_an_output_that_does_not_depend_on_the_input() -> None:
-    model = network()
+def dead(model: nn.Sequential) -> nn.Sequential:
+    """Make the output constant."""
     nn.init.zeros_(model[6].weight)
+    return model
+
+
+def test_changes_before_a_constant_output_are_judged_on_their_own() -> None:
+    model = dead(network())
+    folded = fold(model)
+    found = verify(model, folded, images())
+    assert "does not depend on its input" in found.note
+    assert found.num_modules == 3
+    folded[2].conv.weight.data *= 1.001
+    with pytest.raises(VerificationError, match=r"does not depend on its input.*'2'"):
+        verify(model, folded, images())
+
+
+def test_refuses_a_constant_output_if_a_change_cannot_be_judged_alone() -> None:
+    layers = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+    model = nn.Sequential(*layers, dead(network())).eval()
+    folded = copy.deepcopy(model)
+    folded[0], folded[1] = fuse_conv_bn_eval(model[0], model[1]), nn.Identity()
     with pytest.raises(VerificationError, match="does not depend on its input"):
-        verify(model, fold(model), images())
+        verify(model, folded, images())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_right_fold_of_one_output_value_is_no_false_alarm(seed: int) -> None:
+    torch.manual_seed(seed)
+    layers = [
+        layer
+        for _ in range(6)
+        for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+    ]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 1))
+    for _ in range(3):
+        model(torch.randn(4, 16, 12, 12))
+    model.eval()
+    folded = copy.deepcopy(model)
+    for i in range(0, len(layers), 3):
+        folded[i], folded[i + 1] = fuse_conv_bn_eval(model[i], model[i + 1]), nn.Identity()
+    verify(model, folded, torch.randn(1, 16, 12, 12))
+
+
+class Masked(nn.Module):
+    """Scores with a mask of minus infinity, as a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> object:
+        scores = self.layer(x) + torch.full((4, 4), -torch.inf).triu(1)
+        return Scores(scores, {"other": scores / scores})
+
+
+@dataclass
+class Scores:
+    """An output that is no container of Python."""
+
+    scores: Tensor
+    more: dict[str, Tensor]
+
+
+def test_equal_infinities_and_nans_in_a_dataclass_agree() -> None:
+    torch.manual_seed(0)
+    model, x = Masked(), torch.randn(4, 4)
+    other = copy.deepcopy(model)
+    verify(model, other, x)
+    other.layer.weight.data *= 1.001
+    with pytest.raises(VerificationError, match="'layer'"):
+        verify(model, other, x)
+
+
+class Casting(nn.Module):
+    """Sums in a dtype of its own."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).sum(0, dtype=self.dtype)
+
+
+def test_another_dtype_of_the_output_is_a_difference() -> None:
+    model = Casting(torch.float64)
+    other = Casting(None)
+    other.load_state_dict(model.state_dict())
+    with pytest.raises(VerificationError, match=r"dtypes \{'': 'torch.float32'\}, the original's"):
+        verify(model, other, torch.randn(3, 4))
+
+
+def test_there_is_no_float64_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("all weights are converted at once")
+
+    monkeypatch.setattr(nn.Module, "to", refuse)
+    monkeypatch.setattr(nn.Module, "double", refuse)
+    verify(model, copy.deepcopy(model), images())
+
+
+def test_weights_that_a_parent_reads_are_widened() -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.layer.weight
+            mean, size = weight.mean((1, 2, 3), keepdim=True), torch.ones(()).float()
+            return nn.functional.conv2d(x, ((weight - mean) / weight.std()) * size).half()
+
+    torch.manual_seed(0)
+    model, x = Reader(), torch.randn(2, 3, 8, 8)
+    copied = copy.deepcopy(model).double().layer.weight
+    kernel = (copied - copied.mean((1, 2, 3), keepdim=True)) / copied.std()
+    found = run_wide(wide_view_of(model), (x,))[""]
+    assert torch.equal(found, nn.functional.conv2d(x.double(), kernel).detach())
 
 
 class Structured(nn.Module):
