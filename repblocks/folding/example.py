@@ -79,8 +79,8 @@ def _run(step: Step) -> list[Call]:
     else:
         found = []
     if isinstance(step.value, Tensor):
-        step.shape = tuple(step.value.shape)
-        step.storage = _storage(step.value)
+        step.shape, step.dtype = tuple(step.value.shape), step.value.dtype
+    step.storage = frozenset(map(_storage, parts(step.value).values()))
     return found
 
 
@@ -95,16 +95,19 @@ def _mutable(structure: Any) -> Any:
 
 def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:
     """Return the step whose output holds what is read now."""
-    last = changed.get(read.storage)
-    if last is None or last.number <= read.number or not isinstance(read.value, Tensor):
+    changes = [changed[place] for place in read.storage if place in changed]
+    last = max(changes, key=lambda step: step.number, default=read)
+    if last.number <= read.number:
         return read
-    new = last.value
-    if isinstance(new, Tensor) and _geometry(new) == _geometry(read.value):
+    old, new = read.value, last.value
+    is_same = isinstance(old, Tensor) and isinstance(new, Tensor)
+    if is_same and _geometry(new) == _geometry(old):
         last.is_aliased = True
         return last
     stale = Step(last.number, CHANGED, (last, read), {}, read.path, read.scope, is_opaque=True)
     stale.problem = "It is changed in place."
-    stale.value, stale.shape, stale.storage = read.value, read.shape, read.storage
+    stale.value, stale.storage = old, read.storage
+    stale.shape, stale.dtype = read.shape, read.dtype
     flow.steps.insert(flow.steps.index(last) + 1, stale)
     return stale
 

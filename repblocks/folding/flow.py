@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
@@ -68,7 +69,10 @@ class Step:
         is_opaque: A module whose code could not be traced, or must not be looked into.
         problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
+        dtype: Of its output in the example, likewise.
         value: The example's output, while the example runs.
+        mutates: The memory that it changes in place.
+        storage: The memory of all tensors of its output.
         is_aliased: It changes in place what is read afterwards under the old name.
     """
 
@@ -81,9 +85,10 @@ class Step:
     is_opaque: bool = False
     problem: str = ""
     shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
     value: Any = None
     mutates: frozenset[int] = frozenset()
-    storage: int = 0
+    storage: frozenset[int] = frozenset()
     is_aliased: bool = False
 
     @property

@@ -197,11 +197,13 @@ def _part_of_split(split: Step, item: int) -> Operation:
 
 @operation(torch.sum, "sum")
 def _sum_of_stack(step: Step) -> Operation:
-    given = bind(step, "input", dim=None, keepdim=False)
+    given = bind(step, "input", dim=None, keepdim=False, dtype=None)
     stack, dim = given["input"], given["dim"]
     dims = tuple(dim) if isinstance(dim, Sequence) else (dim,)
     if not isinstance(stack, Step) or stack.target not in _STACKS or given["keepdim"]:
         raise NotFoldable("A sum over an axis.")
+    if given["dtype"] is not None:
+        raise NotFoldable("A sum in another dtype than that of its terms.")
     stacked = bind(stack, "tensors", dim=0)
     terms = stacked["tensors"]
     if stack.shape is None or len(dims) != 1 or not all(isinstance(t, Step) for t in terms):

@@ -45,13 +45,29 @@ def describe(step: Step) -> Operation:
     """
     if step.is_opaque:
         raise NotFoldable(step.problem)
-    module = step.module
-    if module is not None:
-        return _module(step, module)
+    found = _module(step, step.module) if step.module is not None else _rule(step)(step)
+    _check_numbers(step, found)
+    return found
+
+
+def _rule(step: Step) -> Rule:
     rule = OPERATIONS.get(step.target)
     if rule is None:
         raise NotFoldable(f"There is no rule for {getattr(step.target, '__name__', step.target)}.")
-    return rule(step)
+    return rule
+
+
+def _check_numbers(step: Step, found: Operation) -> None:
+    """Check that a step computes in real numbers of one kind, as the maps do."""
+    kinds = {one.dtype for one in (step, *found.operands) if one.dtype is not None}
+    if len(kinds) > 1:
+        raise NotFoldable("Its output has another dtype than its input.")
+    constants: list[Tensor] = [] if step.module is None else [*step.module.parameters()]
+    constants += [a for a in (*step.args, *step.kwargs.values()) if isinstance(a, Tensor)]
+    is_layer = found.kind is Kind.WEIGHT
+    for dtype in (*kinds, *(t.dtype for t in constants)):
+        if dtype.is_complex or (is_layer and not dtype.is_floating_point):
+            raise NotFoldable(f"It computes in {str(dtype).removeprefix('torch.')} numbers.")
 
 
 def like() -> Tensor:
@@ -71,7 +87,7 @@ def _module(step: Step, module: nn.Module) -> Operation:
         value = values[operand]
         if needed is not None and value.axis != needed:
             raise NotFoldable("The channels lie on another axis.")
-        return value.having(apply_rule(module, value.map, like()))
+        return _on_batch(operand, value.having(apply_rule(module, value.map, like())))
 
     kind, macs = Kind.OTHER, 0
     if isinstance(module, Conv | nn.Linear):
@@ -100,9 +116,21 @@ def unary(operand: Any, kind: Kind, own: AffineMap, axis: int, macs: int) -> Ope
         raise NotFoldable("Its input is not an activation.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
-        return values[operand].then(own, axis)
+        return _on_batch(operand, values[operand].then(own, axis))
 
     return Operation((operand,), apply, kind, macs)
+
+
+def _on_batch(operand: Step, result: Located) -> Located:
+    """Return a map whose spatial axes are all axes of what was read but for batch and channels.
+
+    Raises:
+        NotFoldable: if they are not: without a batch the channels come first.
+    """
+    shape, axes = operand.shape, result.map.axes
+    if shape is not None and axes and len(shape) != len(axes) + 2:
+        raise NotFoldable("Its input has no batch.")
+    return result
 
 
 @operation(functional.conv1d, functional.conv2d, functional.conv3d)

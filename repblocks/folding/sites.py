@@ -236,7 +236,7 @@ class Sites:
     def _reads_in_time(self, source: Step, place: Step) -> bool:
         """Tell whether nothing changes the source in place before the layer reads it."""
         return not any(
-            source.storage in m.mutates and source.number < m.number < place.number
+            source.storage & m.mutates and source.number < m.number < place.number
             for m in self._mutators
         )
 
