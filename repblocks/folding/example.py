@@ -13,6 +13,8 @@ from torch.fx.node import map_aggregate
 
 from repblocks.folding.flow import CHANGED, INPUT, Flow, Step, call, join
 from repblocks.folding.recording import parts
+from repblocks.folding.state import replayed
+from repblocks.folding.watching import Watch, watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,13 +46,14 @@ def run_example(flow: Flow) -> list[Call]:
     """
     calls: list[Call] = []
     changed: dict[int, Step] = {}
-    with torch.no_grad():
+    ran = [step.module for step in flow.steps if step.module is not None and step.is_opaque]
+    with torch.no_grad(), replayed(ran), watched(flow.watch):
         for step in list(flow.steps):
             step.args, step.kwargs = map_aggregate(
                 (step.args, dict(step.kwargs)),
                 lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf,
             )
-            calls += _run(step)
+            calls += _run(step, flow.watch)
             changed.update(dict.fromkeys(step.mutates, step))
     flow.output = map_aggregate(
         flow.output, lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf
@@ -61,7 +64,7 @@ def run_example(flow: Flow) -> list[Call]:
     return calls
 
 
-def _run(step: Step) -> list[Call]:
+def _run(step: Step, watch: Watch) -> list[Call]:
     if step.target != INPUT:
         args, kwargs = map_aggregate(
             (step.args, dict(step.kwargs)),
@@ -69,7 +72,7 @@ def _run(step: Step) -> list[Call]:
         )
         read = list(parts((args, kwargs)).values())
         versions = [tensor._version for tensor in read]
-        recorder = _Recorder(step)
+        recorder = _Recorder(step, watch)
         with recorder:
             step.value = call(step.target, _mutable(args), _mutable(kwargs))
         step.mutates = frozenset(
@@ -123,10 +126,12 @@ def _storage(tensor: Tensor) -> int:
 class _Recorder:
     """Sees the outermost calls inside an opaque module while it runs."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, watch: Watch) -> None:
+        self._who = watch
         self._module = step.module if step.is_opaque else None
         self._path = step.path
         self._depth = 0
+        self._is_on = False
         self._seen: dict[str, Call] = {}
         self._count: Counter[str] = Counter()
         self._handles: list[Any] = []
@@ -142,6 +147,8 @@ class _Recorder:
         for name, module in self._module.named_modules():
             if name:
                 self._watch(join(self._path, name), module)
+        self._who.enter(self._module)
+        self._is_on = True
 
     def _watch(self, path: str, module: nn.Module) -> None:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -149,9 +156,11 @@ class _Recorder:
             if self._depth == 0:
                 self._seen[path] = Call(path, module, args, kwargs)
             self._depth += 1
+            self._who.enter(module)
 
         def leave(*_: Any) -> None:
             self._depth -= 1
+            self._who.leave()
 
         self._handles += [
             module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -159,5 +168,7 @@ class _Recorder:
         ]
 
     def __exit__(self, *_: object) -> None:
+        if self._is_on:
+            self._who.leave()
         for handle in self._handles:
             handle.remove()

@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 
 from repblocks.algebra.rules import has_rule
 from repblocks.folding.tracing import Activation, Trace, symbolic, trace
+from repblocks.folding.watching import Watch
 
 #: A step's place of a value that an operation changed in place through another view of it.
 CHANGED = "changed in place"
@@ -109,10 +110,12 @@ class Flow:
     Args:
         steps: All steps in the order of the program, inputs first.
         output: What the root returns; activations are steps.
+        watch: Which modules the code of others looks into.
     """
 
     steps: list[Step]
     output: Any
+    watch: Watch
 
 
 def steps_in(structure: Any) -> Iterator[Step]:
@@ -134,13 +137,15 @@ def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     """
     builder = _Builder()
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
-    with symbolic(module):
-        return Flow(builder.steps, builder.visit(path, module, args, kwargs, None))
+    with symbolic(module, builder.watch):
+        output = builder.visit(path, module, args, kwargs, None)
+    return Flow(builder.steps, output, builder.watch)
 
 
 class _Builder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.watch = Watch()
 
     def as_input(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor | Activation) or isinstance(leaf, nn.Parameter):
@@ -158,7 +163,7 @@ class _Builder:
         parent: Scope | None,
     ) -> Scope:
         symbolic = map_aggregate((args, dict(kwargs)), _symbol)
-        found = trace(module, *symbolic)
+        found = trace(module, *symbolic, self.watch)
         scope = Scope(path, module, found, args, kwargs, parent)
         given = steps_in((args, dict(kwargs)))
         scope.values.update(zip(found.placeholders, given, strict=True))

@@ -26,7 +26,7 @@ from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, put, rewrite
-from repblocks.folding.sites import Emptied, Sites, calls_and_foreign
+from repblocks.folding.sites import Emptied, Readers, Sites, calls_and_readers
 from repblocks.folding.tracing import Activation
 from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
@@ -112,8 +112,8 @@ class _Analysis:
         twin = copy.deepcopy(model)
         twin.eval()
         flows = flows_of(twin, example_input)
-        calls, foreign = calls_and_foreign(flows)
-        parts = [_plan_and_place(flow, calls, foreign) for flow in flows]
+        calls, readers = calls_and_readers(flows)
+        parts = [_plan_and_place(flow, calls, readers) for flow in flows]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
         folded += [_describe_taken(one, batch) for part in parts for one in part.taken_in]
@@ -158,10 +158,10 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Placing:
+def _plan_and_place(flow: Flow, calls: Counter[int], readers: Readers) -> _Placing:
     """Plan a flow; push back what is left over, and plan anew until nothing changes."""
     region = Region.of(flow)
-    result = _settle(flow, region, calls, foreign, [])
+    result = _settle(flow, region, calls, readers, [])
     tried: list[Push] = []
     while True:
         new = push(flow, region, result.folded | {one.step for one in tried})
@@ -169,17 +169,17 @@ def _plan_and_place(flow: Flow, calls: Counter[int], foreign: set[int]) -> _Plac
             return result
         tried += new
         kept = [*result.pushed, *new]
-        result = _settle(flow, region, calls, foreign, kept)
+        result = _settle(flow, region, calls, readers, kept)
         lost = [one for one in kept if not result.holds(one)]
         if lost:
-            result = _settle(flow, region, calls, foreign, undo(flow, region, kept, lost))
+            result = _settle(flow, region, calls, readers, undo(flow, region, kept, lost))
 
 
 def _settle(
-    flow: Flow, region: Region, calls: Counter[int], foreign: set[int], pushed: list[Push]
+    flow: Flow, region: Region, calls: Counter[int], readers: Readers, pushed: list[Push]
 ) -> _Placing:
     """Plan a region; where there is no place for a layer, plan anew without it."""
-    sites = Sites(flow, region, calls, foreign)
+    sites = Sites(flow, region, calls, readers)
     while True:
         chosen = plan(region)
         placed, refused = place(sites, chosen)

@@ -15,12 +15,12 @@ class Layers(nn.Module):
 
     def __init__(self, forward, **layers):
         super().__init__()
-        self.code = forward
+        self.function = forward
         for name, layer in layers.items():
             setattr(self, name, layer)
 
     def forward(self, *args, **kwargs):
-        return self.code(self, *args, **kwargs)
+        return self.function(self, *args, **kwargs)
 
 
 def conv(*channels, **options):
@@ -38,7 +38,7 @@ def folded(model, *example):
         calibrate(model.double(), *example[:1])
     model.double().eval()
     result = fold(copy.deepcopy(model), example if len(example) > 1 else example[0], verify=False)
-    others = tuple(x + 0.1 * torch.randn_like(x) for x in example)
+    others = tuple(x + 0.1 * torch.randn_like(x) if isinstance(x, Tensor) else x for x in example)
     for inputs in (example, others, example):
         agrees(result, model, *inputs)
     return result
@@ -56,5 +56,9 @@ def agrees(result, model, *inputs, **options):
 def _run(model, inputs, options):
     torch.manual_seed(1)
     with torch.no_grad():
-        leaves = tree_leaves(model(*(x.clone() for x in inputs), **options))
+        leaves = tree_leaves(model(*(_own(x) for x in inputs), **options))
     return [leaf.clone() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _own(value):
+    return value.clone() if isinstance(value, Tensor) else value
