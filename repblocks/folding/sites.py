@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import fx, nn
 
 from repblocks.algebra.kernel import Conv
 from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
+from repblocks.folding.arguments import is_callable_as_graph, takes_one_argument
 from repblocks.folding.flow import Flow, Scope, Step, has_hooks
 from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind
@@ -172,7 +172,7 @@ class Sites:
             return self.replaceable(step.module)
         if step.scope is None:
             return True
-        return self.replaceable(step.scope.module) and _is_callable_as_graph(step.scope)
+        return self.replaceable(step.scope.module) and is_callable_as_graph(step.scope)
 
     def _emptied(self, step: Step) -> Emptied:
         return Emptied(step, self.region.operations[step].operands[0])
@@ -213,6 +213,7 @@ class Sites:
                 continue
             begins = min(inside, key=lambda s: s.number)
             fits = scope.args == (source,) and not scope.kwargs and self.replaceable(scope.module)
+            fits &= scope.parent is not None or takes_one_argument(scope)
             return Site(scope.path) if fits and self._reads_in_time(source, begins) else None
         return None
 
@@ -229,7 +230,7 @@ class Sites:
                 continue
             if not self.replaceable(scope.module):
                 raise NotFoldable("It stands in a module that has hooks, or several users.")
-            if not _is_callable_as_graph(scope):
+            if not is_callable_as_graph(scope):
                 raise NotFoldable("It stands in a module that is called with unusual arguments.")
             if not self._reads_in_time(source, step):
                 raise NotFoldable("What it reads is changed in place before.")
@@ -265,19 +266,6 @@ def _enclosing(step: Step) -> Iterator[Scope]:
 
 def _is_within(step: Step, scope: Scope) -> bool:
     return step.scope is None or scope in _enclosing(step)
-
-
-def _is_callable_as_graph(scope: Scope) -> bool:
-    """Tell whether a graph can be called as the module was: constants are simple values."""
-
-    def is_simple(argument: Any) -> bool:
-        if isinstance(argument, Step):
-            return True
-        if isinstance(argument, tuple | list):
-            return all(isinstance(part, Step) for part in argument)
-        return argument is None or isinstance(argument, bool | int | float | str)
-
-    return all(map(is_simple, (*scope.args, *scope.kwargs.values())))
 
 
 def calls_and_readers(flows: Iterable[Flow]) -> tuple[Counter[int], Readers]:
