@@ -34,7 +34,7 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-def run_example(flow: Flow) -> list[Call]:
+def run_example(flow: Flow) -> tuple[list[Call], Any]:
     """Run every step once, without gradients, and write into it what it gave.
 
     A step that reads what another has changed in place since is made to read that other one: its
@@ -42,7 +42,7 @@ def run_example(flow: Flow) -> list[Call]:
     and then let go; other values (sizes) stay in the steps.
 
     Returns:
-        The outermost calls inside opaque modules, of modules that were called once.
+        The outermost calls inside opaque modules, of modules that were called once; and the output.
     """
     calls: list[Call] = []
     changed: dict[int, Step] = {}
@@ -58,10 +58,11 @@ def run_example(flow: Flow) -> list[Call]:
     flow.output = map_aggregate(
         flow.output, lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf
     )
+    output = map_aggregate(flow.output, lambda leaf: leaf.value if isinstance(leaf, Step) else leaf)
     for step in flow.steps:
         if parts(step.value):
             step.value = None
-    return calls
+    return calls, output
 
 
 def _run(step: Step, watch: Watch) -> list[Call]:

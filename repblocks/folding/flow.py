@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.modules import module as all_modules
 
 from repblocks.algebra.rules import has_rule
 from repblocks.folding.tracing import Activation, Trace, symbolic, trace
@@ -130,13 +131,23 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow:
+def flatten(
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    problem: str = "",
+) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
-    A module whose code cannot be traced is one opaque step, whose ``problem`` says why.
+    A module whose code cannot be traced, or for which a problem is given, is one opaque step, whose
+    ``problem`` says why.
     """
     builder = _Builder()
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
+    if problem:
+        output = builder.opaque(module, args, kwargs, path, None, problem)
+        return Flow(builder.steps, output, builder.watch)
     with symbolic(module, builder.watch):
         output = builder.visit(path, module, args, kwargs, None)
     return Flow(builder.steps, output, builder.watch)
@@ -197,9 +208,9 @@ class _Builder:
         module = scope.module.get_submodule(name)
         path = join(scope.path, name)
         if has_hooks(module):
-            return self._opaque(module, args, kwargs, path, scope, "It has hooks.")
+            return self.opaque(module, args, kwargs, path, scope, "It has hooks.")
         if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:
-            return self._opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
+            return self.opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
         return self.visit(path, module, args, kwargs, scope)
 
     def visit(
@@ -221,9 +232,9 @@ class _Builder:
             if has_rule(module):
                 return self._step(module, args, kwargs, path, parent)
             problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            return self._opaque(module, args, kwargs, path, parent, problem)
+            return self.opaque(module, args, kwargs, path, parent, problem)
 
-    def _opaque(
+    def opaque(
         self,
         module: nn.Module,
         args: tuple[Any, ...],
@@ -232,6 +243,7 @@ class _Builder:
         scope: Scope | None,
         problem: str,
     ) -> Step:
+        """Write down a call of a module that is not looked into."""
         step = self._step(module, args, kwargs, path, scope)
         step.is_opaque, step.problem = True, problem
         return step
@@ -252,8 +264,9 @@ def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether hooks may change what the module reads or gives."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Tell whether hooks may change what the module, or any module, reads or gives."""
+    of_all = (all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks)
+    return any((module._forward_hooks, module._forward_pre_hooks, *of_all))
 
 
 def _symbol(leaf: Any) -> Any:

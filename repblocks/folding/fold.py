@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 
 from repblocks.folding.example import Call, run_example
+from repblocks.folding.faithful import is_faithful
 from repblocks.folding.flow import Flow, Step, flatten
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
@@ -143,11 +146,25 @@ def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
     waiting: list[Call] = [Call("", model, _arguments(model, example_input), {})]
     while waiting:
         call = waiting.pop(0)
-        flow = flatten(call.path, call.module, call.args, call.kwargs)
+        flow = flatten(call.path, call.module, *_copies(call))
         if example_input is not None:
-            waiting += [c for c in run_example(flow) if any(c.module.children())]
+            found, output = run_example(flow)
+            if not is_faithful(output, call.module, *_copies(call)):
+                problem = "Its code does something else with tensors than with symbols."
+                flow = flatten(call.path, call.module, *_copies(call), problem)
+                found, _ = run_example(flow)
+            waiting += [c for c in found if any(c.module.children())]
         flows.append(flow)
     return flows
+
+
+def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call, which the call may change in place."""
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = map_aggregate(
+        (call.args, dict(call.kwargs)),
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
+    )
+    return copied
 
 
 def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:

@@ -137,3 +137,30 @@ def test_random_numbers_stay_random_and_folding_draws_none(forward):
     fold(model.double(), x, verify=False)
     assert torch.equal(torch.random.get_rng_state(), before)
     folded(model, x)
+
+
+def _asks_for_tensors(m, x):
+    return m.block(x * 2 if isinstance(x, torch.Tensor) else x)
+
+
+def _asks_for_attributes(m, x):
+    return m.block(x if hasattr(x, "symbol") else x * 2)
+
+
+@pytest.mark.parametrize("forward", [_asks_for_tensors, _asks_for_attributes])
+def test_code_that_asks_what_its_input_is_is_not_traced(forward):
+    block = nn.Sequential(conv(4, 8), nn.BatchNorm2d(8))
+    result = folded(Layers(forward, block=block), image(2, 4, 5, 6))
+    assert isinstance(result.block[1], nn.Identity)
+    assert result.fold_report.left[0].detail.startswith("Its code does something else with tensors")
+
+
+def test_global_hooks_are_barriers():
+    def double(module, _inputs, output):
+        return 2 * output if isinstance(module, nn.Conv2d) else output
+
+    handle = nn.modules.module.register_module_forward_hook(double)
+    try:
+        folded(nn.Sequential(conv(4, 8), nn.BatchNorm2d(8)), image(2, 4, 5, 6))
+    finally:
+        handle.remove()
