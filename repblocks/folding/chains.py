@@ -15,7 +15,7 @@ from repblocks.folding.flow import Step
 from repblocks.folding.fold import flows_of
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
-from repblocks.folding.sites import Sites, calls_and_foreign
+from repblocks.folding.sites import Sites, calls_and_readers
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
     twin = copy.deepcopy(model)
     twin.eval()
     flows = flows_of(twin, example_input)
-    calls, foreign = calls_and_foreign(flows)
+    calls, readers = calls_and_readers(flows)
     found: list[ConvChain] = []
     for flow in flows:
         region = Region.of(flow)
-        sites = Sites(flow, region, calls, foreign)
+        sites = Sites(flow, region, calls, readers)
         convs = [step for step in flow.steps if isinstance(step.module, Conv)]
         found += [_chain(step, region, sites) for step in convs if sites.empties(step)]
     return found

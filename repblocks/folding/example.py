@@ -13,6 +13,8 @@ from torch.fx.node import map_aggregate
 
 from repblocks.folding.flow import CHANGED, INPUT, Flow, Step, call, join
 from repblocks.folding.recording import parts
+from repblocks.folding.state import replayed
+from repblocks.folding.watching import Watch, watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-def run_example(flow: Flow) -> list[Call]:
+def run_example(flow: Flow) -> tuple[list[Call], Any]:
     """Run every step once, without gradients, and write into it what it gave.
 
     A step that reads what another has changed in place since is made to read that other one: its
@@ -40,28 +42,30 @@ def run_example(flow: Flow) -> list[Call]:
     and then let go; other values (sizes) stay in the steps.
 
     Returns:
-        The outermost calls inside opaque modules, of modules that were called once.
+        The outermost calls inside opaque modules, of modules that were called once; and the output.
     """
     calls: list[Call] = []
     changed: dict[int, Step] = {}
-    with torch.no_grad():
+    ran = [step.module for step in flow.steps if step.module is not None and step.is_opaque]
+    with torch.no_grad(), replayed(ran), watched(flow.watch):
         for step in list(flow.steps):
             step.args, step.kwargs = map_aggregate(
                 (step.args, dict(step.kwargs)),
                 lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf,
             )
-            calls += _run(step)
+            calls += _run(step, flow.watch)
             changed.update(dict.fromkeys(step.mutates, step))
     flow.output = map_aggregate(
         flow.output, lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf
     )
+    output = map_aggregate(flow.output, lambda leaf: leaf.value if isinstance(leaf, Step) else leaf)
     for step in flow.steps:
         if parts(step.value):
             step.value = None
-    return calls
+    return calls, output
 
 
-def _run(step: Step) -> list[Call]:
+def _run(step: Step, watch: Watch) -> list[Call]:
     if step.target != INPUT:
         args, kwargs = map_aggregate(
             (step.args, dict(step.kwargs)),
@@ -69,7 +73,7 @@ def _run(step: Step) -> list[Call]:
         )
         read = list(parts((args, kwargs)).values())
         versions = [tensor._version for tensor in read]
-        recorder = _Recorder(step)
+        recorder = _Recorder(step, watch)
         with recorder:
             step.value = call(step.target, _mutable(args), _mutable(kwargs))
         step.mutates = frozenset(
@@ -79,8 +83,8 @@ def _run(step: Step) -> list[Call]:
     else:
         found = []
     if isinstance(step.value, Tensor):
-        step.shape = tuple(step.value.shape)
-        step.storage = _storage(step.value)
+        step.shape, step.dtype = tuple(step.value.shape), step.value.dtype
+    step.storage = frozenset(map(_storage, parts(step.value).values()))
     return found
 
 
@@ -95,16 +99,19 @@ def _mutable(structure: Any) -> Any:
 
 def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:
     """Return the step whose output holds what is read now."""
-    last = changed.get(read.storage)
-    if last is None or last.number <= read.number or not isinstance(read.value, Tensor):
+    changes = [changed[place] for place in read.storage if place in changed]
+    last = max(changes, key=lambda step: step.number, default=read)
+    if last.number <= read.number:
         return read
-    new = last.value
-    if isinstance(new, Tensor) and _geometry(new) == _geometry(read.value):
+    old, new = read.value, last.value
+    is_same = isinstance(old, Tensor) and isinstance(new, Tensor)
+    if is_same and _geometry(new) == _geometry(old):
         last.is_aliased = True
         return last
     stale = Step(last.number, CHANGED, (last, read), {}, read.path, read.scope, is_opaque=True)
     stale.problem = "It is changed in place."
-    stale.value, stale.shape, stale.storage = read.value, read.shape, read.storage
+    stale.value, stale.storage = old, read.storage
+    stale.shape, stale.dtype = read.shape, read.dtype
     flow.steps.insert(flow.steps.index(last) + 1, stale)
     return stale
 
@@ -120,10 +127,12 @@ def _storage(tensor: Tensor) -> int:
 class _Recorder:
     """Sees the outermost calls inside an opaque module while it runs."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, watch: Watch) -> None:
+        self._who = watch
         self._module = step.module if step.is_opaque else None
         self._path = step.path
         self._depth = 0
+        self._is_on = False
         self._seen: dict[str, Call] = {}
         self._count: Counter[str] = Counter()
         self._handles: list[Any] = []
@@ -139,6 +148,8 @@ class _Recorder:
         for name, module in self._module.named_modules():
             if name:
                 self._watch(join(self._path, name), module)
+        self._who.enter(self._module)
+        self._is_on = True
 
     def _watch(self, path: str, module: nn.Module) -> None:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -146,9 +157,11 @@ class _Recorder:
             if self._depth == 0:
                 self._seen[path] = Call(path, module, args, kwargs)
             self._depth += 1
+            self._who.enter(module)
 
         def leave(*_: Any) -> None:
             self._depth -= 1
+            self._who.leave()
 
         self._handles += [
             module.register_forward_pre_hook(enter, with_kwargs=True),
@@ -156,5 +169,7 @@ class _Recorder:
         ]
 
     def __exit__(self, *_: object) -> None:
+        if self._is_on:
+            self._who.leave()
         for handle in self._handles:
             handle.remove()

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
+from torch.nn.modules import module as all_modules
 
 from repblocks.algebra.rules import has_rule
 from repblocks.folding.tracing import Activation, Trace, symbolic, trace
+from repblocks.folding.watching import Watch
 
 #: A step's place of a value that an operation changed in place through another view of it.
 CHANGED = "changed in place"
@@ -68,7 +71,10 @@ class Step:
         is_opaque: A module whose code could not be traced, or must not be looked into.
         problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
+        dtype: Of its output in the example, likewise.
         value: The example's output, while the example runs.
+        mutates: The memory that it changes in place.
+        storage: The memory of all tensors of its output.
         is_aliased: It changes in place what is read afterwards under the old name.
     """
 
@@ -81,9 +87,10 @@ class Step:
     is_opaque: bool = False
     problem: str = ""
     shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
     value: Any = None
     mutates: frozenset[int] = frozenset()
-    storage: int = 0
+    storage: frozenset[int] = frozenset()
     is_aliased: bool = False
 
     @property
@@ -104,10 +111,12 @@ class Flow:
     Args:
         steps: All steps in the order of the program, inputs first.
         output: What the root returns; activations are steps.
+        watch: Which modules the code of others looks into.
     """
 
     steps: list[Step]
     output: Any
+    watch: Watch
 
 
 def steps_in(structure: Any) -> Iterator[Step]:
@@ -122,20 +131,32 @@ def join(path: str, name: str) -> str:
     return f"{path}.{name}" if path and name else path or name
 
 
-def flatten(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Flow:
+def flatten(
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    problem: str = "",
+) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
-    A module whose code cannot be traced is one opaque step, whose ``problem`` says why.
+    A module whose code cannot be traced, or for which a problem is given, is one opaque step, whose
+    ``problem`` says why.
     """
     builder = _Builder()
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
-    with symbolic(module):
-        return Flow(builder.steps, builder.visit(path, module, args, kwargs, None))
+    if problem:
+        output = builder.opaque(module, args, kwargs, path, None, problem)
+        return Flow(builder.steps, output, builder.watch)
+    with symbolic(module, builder.watch):
+        output = builder.visit(path, module, args, kwargs, None)
+    return Flow(builder.steps, output, builder.watch)
 
 
 class _Builder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
+        self.watch = Watch()
 
     def as_input(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor | Activation) or isinstance(leaf, nn.Parameter):
@@ -153,7 +174,7 @@ class _Builder:
         parent: Scope | None,
     ) -> Scope:
         symbolic = map_aggregate((args, dict(kwargs)), _symbol)
-        found = trace(module, *symbolic)
+        found = trace(module, *symbolic, self.watch)
         scope = Scope(path, module, found, args, kwargs, parent)
         given = steps_in((args, dict(kwargs)))
         scope.values.update(zip(found.placeholders, given, strict=True))
@@ -187,9 +208,9 @@ class _Builder:
         module = scope.module.get_submodule(name)
         path = join(scope.path, name)
         if has_hooks(module):
-            return self._opaque(module, args, kwargs, path, scope, "It has hooks.")
+            return self.opaque(module, args, kwargs, path, scope, "It has hooks.")
         if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:
-            return self._opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
+            return self.opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
         return self.visit(path, module, args, kwargs, scope)
 
     def visit(
@@ -211,9 +232,9 @@ class _Builder:
             if has_rule(module):
                 return self._step(module, args, kwargs, path, parent)
             problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            return self._opaque(module, args, kwargs, path, parent, problem)
+            return self.opaque(module, args, kwargs, path, parent, problem)
 
-    def _opaque(
+    def opaque(
         self,
         module: nn.Module,
         args: tuple[Any, ...],
@@ -222,6 +243,7 @@ class _Builder:
         scope: Scope | None,
         problem: str,
     ) -> Step:
+        """Write down a call of a module that is not looked into."""
         step = self._step(module, args, kwargs, path, scope)
         step.is_opaque, step.problem = True, problem
         return step
@@ -242,8 +264,9 @@ def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether hooks may change what the module reads or gives."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Tell whether hooks may change what the module, or any module, reads or gives."""
+    of_all = (all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks)
+    return any((module._forward_hooks, module._forward_pre_hooks, *of_all))
 
 
 def _symbol(leaf: Any) -> Any:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import RepblocksError
 from repblocks.folding.example import Call, run_example
+from repblocks.folding.faithful import is_faithful
 from repblocks.folding.flow import Flow, Step, flatten
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
@@ -28,7 +31,7 @@ from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, put, rewrite
-from repblocks.folding.sites import Emptied, Sites, calls_and_foreign
+from repblocks.folding.sites import Emptied, Readers, Sites, calls_and_readers
 from repblocks.folding.tracing import Activation
 from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
@@ -146,10 +149,10 @@ class _Analysis:
         twin = copy.deepcopy(model)
         twin.eval()
         flows = flows_of(twin, example_input)
-        calls, foreign = calls_and_foreign(flows)
+        calls, readers = calls_and_readers(flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
         parts = [
-            _plan_and_place(*part, calls, foreign) for part in zip(flows, regions, strict=True)
+            _plan_and_place(*part, calls, readers) for part in zip(flows, regions, strict=True)
         ]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
@@ -179,11 +182,25 @@ def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
     waiting: list[Call] = [Call("", model, _arguments(model, example_input), {})]
     while waiting:
         call = waiting.pop(0)
-        flow = flatten(call.path, call.module, call.args, call.kwargs)
+        flow = flatten(call.path, call.module, *_copies(call))
         if example_input is not None:
-            waiting += [c for c in run_example(flow) if any(c.module.children())]
+            found, output = run_example(flow)
+            if not is_faithful(output, call.module, *_copies(call)):
+                problem = "Its code does something else with tensors than with symbols."
+                flow = flatten(call.path, call.module, *_copies(call), problem)
+                found, _ = run_example(flow)
+            waiting += [c for c in found if any(c.module.children())]
         flows.append(flow)
     return flows
+
+
+def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call, which the call may change in place."""
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = map_aggregate(
+        (call.args, dict(call.kwargs)),
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
+    )
+    return copied
 
 
 def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -194,9 +211,9 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> _Placing:
+def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], readers: Readers) -> _Placing:
     """Plan a flow; push back what is left over, and plan anew until nothing changes."""
-    result = _settle(flow, region, calls, foreign, [])
+    result = _settle(flow, region, calls, readers, [])
     tried: list[Push] = []
     while True:
         new = push(flow, region, result.folded | {one.step for one in tried})
@@ -204,17 +221,17 @@ def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], foreign: se
             return result
         tried += new
         kept = [*result.pushed, *new]
-        result = _settle(flow, region, calls, foreign, kept)
+        result = _settle(flow, region, calls, readers, kept)
         lost = [one for one in kept if not result.holds(one)]
         if lost:
-            result = _settle(flow, region, calls, foreign, undo(flow, region, kept, lost))
+            result = _settle(flow, region, calls, readers, undo(flow, region, kept, lost))
 
 
 def _settle(
-    flow: Flow, region: Region, calls: Counter[int], foreign: set[int], pushed: list[Push]
+    flow: Flow, region: Region, calls: Counter[int], readers: Readers, pushed: list[Push]
 ) -> _Placing:
     """Plan a region; where there is no place for a layer, plan anew without it."""
-    sites = Sites(flow, region, calls, foreign)
+    sites = Sites(flow, region, calls, readers)
     while True:
         chosen = plan(region)
         placed, refused = place(sites, chosen)

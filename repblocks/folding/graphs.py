@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from repblocks.folding.arguments import take_arguments, takes_one_argument
 from repblocks.folding.flow import Scope, Step, join
 
 
@@ -55,7 +55,7 @@ def as_graph(scope: Scope, edits: Sequence[Edit], gone: set[Step]) -> nn.Module:
         edit.result.replace_all_uses_with(new)
         given[edit.result] = new
     removed = _remove_unread(scope, gone)
-    _take_arguments(scope)
+    take_arguments(scope)
     return _module(scope, added, removed)
 
 
@@ -103,36 +103,6 @@ def _is_below(step: Step, path: str) -> bool:
     return step.path == path or step.path.startswith(f"{path}.")
 
 
-def _take_arguments(scope: Scope) -> None:
-    """Give the graph the parameters of the ``forward`` that it replaces."""
-    graph = scope.trace.graph
-    names = list(inspect.signature(scope.module.forward).parameters)
-    first = next(iter(graph.nodes))
-    old = iter(scope.trace.placeholders)
-    given = [*zip(names, scope.args, strict=False), *scope.kwargs.items()]
-    with graph.inserting_before(first):
-        new = [(graph.placeholder(n, default_value=_default(a)), a) for n, a in given]
-    for placeholder, argument in new:
-        if isinstance(argument, Step):
-            next(old).replace_all_uses_with(placeholder)
-        elif isinstance(argument, tuple | list):
-            with graph.inserting_before(first):
-                for place in range(len(argument)):
-                    item = graph.call_function(_getitem, (placeholder, place))
-                    next(old).replace_all_uses_with(item)
-    for placeholder in scope.trace.placeholders:
-        graph.erase_node(placeholder)
-
-
-def _getitem(values: Sequence[Any], place: int) -> Any:
-    return values[place]
-
-
-def _default(argument: Any) -> Any:
-    holds_activation = isinstance(argument, Step | tuple | list)
-    return inspect.Signature.empty if holds_activation else argument
-
-
 def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]) -> nn.Module:
     module, graph = scope.module, scope.trace.graph
     chain = _chain(scope, added)
@@ -159,6 +129,8 @@ def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]
 
 def _chain(scope: Scope, added: Mapping[str, nn.Module]) -> OrderedDict[str, nn.Module] | None:
     """Return the submodules that a graph calls one after the other, if it does nothing else."""
+    if scope.parent is None and not takes_one_argument(scope):
+        return None
     *nodes, output = scope.trace.graph.nodes
     found: OrderedDict[str, nn.Module] = OrderedDict()
     for before, node in pairwise(nodes):

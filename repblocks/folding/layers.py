@@ -39,7 +39,7 @@ def layer(candidate: Candidate) -> Conv | nn.Linear:
 def weights_of(step: Step) -> list[Tensor]:
     """Return the parameters and constant tensors that a step computes with."""
     if step.module is not None:
-        return list(step.module.parameters(recurse=False))
+        return list(step.module.parameters())  # a weight may be made of others
     return [a for a in (*step.args, *step.kwargs.values()) if isinstance(a, Tensor)]
 
 

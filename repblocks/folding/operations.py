@@ -5,7 +5,6 @@ What a module does stands in the table of the algebra, which the blocks use too.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap, Lazy
 from repblocks.algebra.axis import Axis
-from repblocks.algebra.kernel import Conv, ConvKernel
+from repblocks.algebra.kernel import Conv
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import apply as apply_rule
 from repblocks.algebra.rules import has_rule
@@ -46,13 +45,29 @@ def describe(step: Step) -> Operation:
     """
     if step.is_opaque:
         raise NotFoldable(step.problem)
-    module = step.module
-    if module is not None:
-        return _module(step, module)
+    found = _module(step, step.module) if step.module is not None else _rule(step)(step)
+    _check_numbers(step, found)
+    return found
+
+
+def _rule(step: Step) -> Rule:
     rule = OPERATIONS.get(step.target)
     if rule is None:
         raise NotFoldable(f"There is no rule for {getattr(step.target, '__name__', step.target)}.")
-    return rule(step)
+    return rule
+
+
+def _check_numbers(step: Step, found: Operation) -> None:
+    """Check that a step computes in real numbers of one kind, as the maps do."""
+    kinds = {one.dtype for one in (step, *found.operands) if one.dtype is not None}
+    if len(kinds) > 1:
+        raise NotFoldable("Its output has another dtype than its input.")
+    constants: list[Tensor] = [] if step.module is None else [*step.module.parameters()]
+    constants += [a for a in (*step.args, *step.kwargs.values()) if isinstance(a, Tensor)]
+    is_layer = found.kind is Kind.WEIGHT
+    for dtype in (*kinds, *(t.dtype for t in constants)):
+        if dtype.is_complex or (is_layer and not dtype.is_floating_point):
+            raise NotFoldable(f"It computes in {str(dtype).removeprefix('torch.')} numbers.")
 
 
 def like() -> Tensor:
@@ -72,7 +87,7 @@ def _module(step: Step, module: nn.Module) -> Operation:
         value = values[operand]
         if needed is not None and value.axis != needed:
             raise NotFoldable("The channels lie on another axis.")
-        return value.having(apply_rule(module, value.map, like()))
+        return _on_batch(operand, value.having(apply_rule(module, value.map, like())))
 
     kind, macs = Kind.OTHER, 0
     if isinstance(module, Conv | nn.Linear):
@@ -101,72 +116,21 @@ def unary(operand: Any, kind: Kind, own: AffineMap, axis: int, macs: int) -> Ope
         raise NotFoldable("Its input is not an activation.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
-        return values[operand].then(own, axis)
+        return _on_batch(operand, values[operand].then(own, axis))
 
     return Operation((operand,), apply, kind, macs)
 
 
-@operation(functional.conv1d, functional.conv2d, functional.conv3d)
-def _convolution(step: Step) -> Operation:
-    given = bind(step, "input", "weight", bias=None, stride=1, padding=0, dilation=1, groups=1)
-    weight, bias = given["weight"], given["bias"]
-    if any(steps_in((weight, bias))):
-        raise NotFoldable("Its kernel depends on an activation.")
-    ndim = weight.ndim - 2
-    sides = given["padding"]
-    if isinstance(sides, str):
-        raise NotFoldable(f"Padding {sides!r} of a function is left alone.")
-    sizes = {name: _each(given[name], ndim) for name in ("stride", "dilation")}
-    kernel = ConvKernel(
-        weight.to(like()),
-        None if bias is None else bias.to(like()),
-        sizes["stride"],
-        _each(sides, ndim),
-        sizes["dilation"],
-        given["groups"],
-    )
-    macs = numel(step.shape) * weight[0].numel()
-    return unary(given["input"], Kind.WEIGHT, kernel.to_affine(), 1, macs)
+def _on_batch(operand: Step, result: Located) -> Located:
+    """Return a map whose spatial axes are all axes of what was read but for batch and channels.
 
-
-def _each(value: Any, ndim: int) -> tuple[int, ...]:
-    found = (value,) * ndim if isinstance(value, int) else tuple(value)
-    if not all(isinstance(number, int) for number in found):
-        raise NotFoldable("Its geometry depends on the size of the input.")
-    return found if len(found) == ndim else found * ndim
-
-
-@operation(functional.linear)
-def _linear(step: Step) -> Operation:
-    given = bind(step, "input", "weight", bias=None)
-    weight, bias, operand = given["weight"], given["bias"], given["input"]
-    if any(steps_in((weight, bias))) or not isinstance(operand, Step) or operand.shape is None:
-        raise NotFoldable("Its weight depends on an activation, or its shape is not known.")
-    return _dense(step, operand, weight, bias)
-
-
-@operation(operator.matmul, torch.matmul, torch.mm, "matmul", "mm")
-def _matrix_product(step: Step) -> Operation:
-    given = bind(step, "input", "other", mat2=None)
-    operand, matrix = given["input"], given.get("other", given["mat2"])
-    if not isinstance(operand, Step) or not isinstance(matrix, Tensor) or matrix.ndim != 2:
-        raise NotFoldable("A product that is not of an activation and a constant matrix.")
-    if operand.shape is None or len(operand.shape) < 2:
-        raise NotFoldable("A product of an unknown shape.")
-    return _dense(step, operand, matrix.T, None)
-
-
-def _dense(step: Step, operand: Step, weight: Tensor, bias: Tensor | None) -> Operation:
-    """Return what a linear layer does to the last axis; the weight is ``(C_out, C_in)``."""
-    index = torch.arange(weight.shape[1]).expand(weight.shape[0], -1)
-    own = AffineMap(
-        weight.shape[1],
-        index,
-        Lazy(lambda: weight.to(like())),
-        None if bias is None else Lazy(lambda: bias.to(like())),
-    )
-    macs = numel(step.shape) * weight.shape[1]
-    return unary(operand, Kind.WEIGHT, own, len(operand.shape or ()) - 1, macs)
+    Raises:
+        NotFoldable: if they are not: without a batch the channels come first.
+    """
+    shape, axes = operand.shape, result.map.axes
+    if shape is not None and axes and len(shape) != len(axes) + 2:
+        raise NotFoldable("Its input has no batch.")
+    return result
 
 
 @operation(functional.batch_norm)

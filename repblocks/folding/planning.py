@@ -257,7 +257,7 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
     layers = int(operation.kind is Kind.WEIGHT)
     convs = 0
     if layers:
-        convs = int(weights_of(step)[0].ndim > 2)
+        convs = int(any(w.ndim > 2 for w in weights_of(step)))
         moved += region.batch * sum(w.numel() for w in weights_of(step) if w.ndim > 1)
     macs = operation.macs + layers * region.layer_price
     yield Way(step, operation.operands, (macs, moved, layers, convs))

@@ -12,7 +12,7 @@ from torch import nn
 
 from repblocks.algebra.affine import AffineMap
 from repblocks.errors import NotFoldable
-from repblocks.folding import arithmetic, moves  # noqa: F401 # fill the table of operations
+from repblocks.folding import arithmetic, moves, products  # noqa: F401 # fill the table of operations
 from repblocks.folding.flow import INPUT, Flow, Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import describe

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import fx, nn
 
 from repblocks.algebra.kernel import Conv
 from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
+from repblocks.folding.arguments import is_callable_as_graph, takes_one_argument
 from repblocks.folding.flow import Flow, Scope, Step, has_hooks
 from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Candidate, Region
+
+#: The modules whose code looks into a module, by identity.
+Readers = Mapping[int, Set[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +60,13 @@ class Sites:
         flow: The flow.
         region: Its affine part.
         calls: How often each module is called in the whole model, by identity.
-        foreign: Identities of tensors that are read by others than their module.
+        readers: The modules whose code looks into each module, by identity.
     """
 
-    def __init__(self, flow: Flow, region: Region, calls: Counter[int], foreign: set[int]) -> None:
+    def __init__(self, flow: Flow, region: Region, calls: Counter[int], readers: Readers) -> None:
         self.region = region
         self._calls = calls
-        self._foreign = foreign
+        self._readers = readers
         self._steps = flow.steps
         self._mutators = [step for step in flow.steps if step.mutates]
 
@@ -88,8 +91,8 @@ class Sites:
 
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
-        tensors = [*module.parameters(), *module.buffers()]
-        is_read = any(id(tensor) in self._foreign for tensor in tensors)
+        inside = {id(part) for part in module.modules()}
+        is_read = any(self._readers.get(part, inside) - inside for part in inside)
         return self._calls[id(module)] == 1 and not is_read and not has_hooks(module)
 
     def is_shared(self, step: Step) -> bool:
@@ -172,9 +175,9 @@ class Sites:
         """Tell whether a module, or a function in the code of one, may become the identity."""
         if step.module is not None:
             return self.replaceable(step.module)
-        if step.scope is None or has_hooks(step.scope.module):
-            return step.scope is None
-        return self._calls[id(step.scope.module)] == 1 and _is_callable_as_graph(step.scope)
+        if step.scope is None:
+            return True
+        return self.replaceable(step.scope.module) and is_callable_as_graph(step.scope)
 
     def _emptied(self, step: Step) -> Emptied:
         return Emptied(step, self.region.operations[step].operands[0])
@@ -215,6 +218,7 @@ class Sites:
                 continue
             begins = min(inside, key=lambda s: s.number)
             fits = scope.args == (source,) and not scope.kwargs and self.replaceable(scope.module)
+            fits &= scope.parent is not None or takes_one_argument(scope)
             return Site(scope.path) if fits and self._reads_in_time(source, begins) else None
         return None
 
@@ -229,9 +233,9 @@ class Sites:
             read = scope.node_of(source, before=result)
             if result is None or read is None:
                 continue
-            if self._calls[id(scope.module)] != 1 or has_hooks(scope.module):
-                raise NotFoldable("It stands in a module that has hooks, or several callers.")
-            if not _is_callable_as_graph(scope):
+            if not self.replaceable(scope.module):
+                raise NotFoldable("It stands in a module that has hooks, or several users.")
+            if not is_callable_as_graph(scope):
                 raise NotFoldable("It stands in a module that is called with unusual arguments.")
             if not self._reads_in_time(source, step):
                 raise NotFoldable("What it reads is changed in place before.")
@@ -241,7 +245,7 @@ class Sites:
     def _reads_in_time(self, source: Step, place: Step) -> bool:
         """Tell whether nothing changes the source in place before the layer reads it."""
         return not any(
-            source.storage in m.mutates and source.number < m.number < place.number
+            source.storage & m.mutates and source.number < m.number < place.number
             for m in self._mutators
         )
 
@@ -269,27 +273,14 @@ def _is_within(step: Step, scope: Scope) -> bool:
     return step.scope is None or scope in _enclosing(step)
 
 
-def _is_callable_as_graph(scope: Scope) -> bool:
-    """Tell whether a graph can be called as the module was: constants are simple values."""
-
-    def is_simple(argument: Any) -> bool:
-        if isinstance(argument, Step):
-            return True
-        if isinstance(argument, tuple | list):
-            return all(isinstance(part, Step) for part in argument)
-        return argument is None or isinstance(argument, bool | int | float | str)
-
-    return all(map(is_simple, (*scope.args, *scope.kwargs.values())))
-
-
-def calls_and_foreign(flows: Iterable[Flow]) -> tuple[Counter[int], set[int]]:
-    """Count the calls of each module, leaf or not, and find the tensors read by others."""
+def calls_and_readers(flows: Iterable[Flow]) -> tuple[Counter[int], Readers]:
+    """Count the calls of each module, leaf or not, and find whose code looks into it."""
     calls: Counter[int] = Counter()
-    foreign: set[int] = set()
+    readers: dict[int, set[int]] = {}
     for flow in flows:
         scopes = dict.fromkeys(scope for step in flow.steps for scope in _enclosing(step))
         calls.update(id(scope.module) for scope in scopes)
         calls.update(id(step.module) for step in flow.steps if step.module is not None)
-        for scope in scopes:
-            foreign |= scope.trace.foreign
-    return calls, foreign
+        for module, found in flow.watch.readers.items():
+            readers.setdefault(module, set()).update(found)
+    return calls, readers

@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from repblocks.folding.state import constant, restored
+from repblocks.folding.watching import Watch, watched
+
 
 class Activation:
     """Stands for an activation in the arguments that a module is traced with."""
@@ -35,33 +38,34 @@ class Trace:
         graph: Submodules are calls in it; ``get_attr`` nodes are constants.
         placeholders: One for each activation among the arguments, in order.
         constants: The tensors of the ``get_attr`` nodes, by target.
-        foreign: Identities of tensors that belong to a submodule and were read from outside it.
     """
 
     graph: fx.Graph
     placeholders: list[fx.Node]
     constants: dict[str, Tensor]
-    foreign: set[int]
 
 
-def trace(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+def trace(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: Watch
+) -> Trace:
     """Trace ``module(*args, **kwargs)``, in which activations are given as :class:`Activation`.
 
     To be called inside :func:`symbolic`.
 
     Raises:
+        NotFoldable: if a call of the module may differ from the next one.
         Exception: whatever the module's own code raises when it meets a symbol.
     """
     try:
-        return _trace(_Tracer(module, args, kwargs), module)
+        return _trace(_Tracer(module, args, kwargs, watch), module)
     except TypeError:  # Some methods of tensors do not take symbols; those of symbols do.
-        return _trace(_Tracer(module, args, kwargs, symbolic=True), module)
+        return _trace(_Tracer(module, args, kwargs, watch, symbolic=True), module)
 
 
 def _trace(tracer: _Tracer, module: nn.Module) -> Trace:
-    with torch.no_grad():
+    with torch.no_grad(), constant(module):
         graph = tracer.trace(module)
-    return Trace(graph, tracer.placeholders, tracer.constants, tracer.foreign)
+    return Trace(graph, tracer.placeholders, tracer.constants)
 
 
 class _Symbol(fx.Proxy):
@@ -85,25 +89,31 @@ class _Tracer(fx.Tracer):
         module: nn.Module,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        watch: Watch,
         *,
         symbolic: bool = False,
     ) -> None:
         super().__init__(autowrap_modules=())
         self._symbolic = symbolic
         self._call = (args, dict(kwargs))
+        self._watch = watch
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         self._own = {id(tensor): name for name, tensor in own}
         self.placeholders: list[fx.Node] = []
         self.constants: dict[str, Tensor] = {}
-        self.foreign: set[int] = set()
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[[], Any], list[Any]]:
         del root_fn, is_module, concrete_args
         args, kwargs = map_aggregate(self._call, self._symbol)
-        # The bound method, so that a forward that was set on the instance is the one traced.
-        return lambda: self.root.forward(*args, **kwargs), []
+
+        def run() -> Any:
+            with self._watch.running(self.root):
+                # The bound method, so that a forward that was set on the instance is traced.
+                return self.root.forward(*args, **kwargs)
+
+        return run, []
 
     def _symbol(self, argument: Any) -> Any:
         if not isinstance(argument, Activation):
@@ -127,16 +137,16 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         if not _has_proxy((args, kwargs)):
+            self._watch.see(m)
             return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        with self._watch.running(None):
+            return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         del attr, parameter_proxy_cache
-        if not isinstance(attr_val, Tensor):
-            return attr_val
-        if id(attr_val) not in self._own:
-            self.foreign.add(id(attr_val))
-        return self.proxy(self.create_arg(attr_val)) if self._symbolic else attr_val
+        with self._watch.running(None):
+            is_symbol = self._symbolic and isinstance(attr_val, Tensor)
+            return self.proxy(self.create_arg(attr_val)) if is_symbol else attr_val
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
@@ -162,31 +172,21 @@ def _has_proxy(structure: Any) -> bool:
 
 
 @contextmanager
-def symbolic(module: nn.Module) -> Iterator[None]:
+def symbolic(module: nn.Module, watch: Watch) -> Iterator[None]:
     """Let functions of numbers take symbols, and undo what tracing leaves in a module.
 
     Python's own ``max`` and ``min`` compare, and those of ``math`` convert, which a symbol cannot.
     """
-    before = [(m, dict(vars(m)), _tables(m)) for m in module.modules()]
     originals: list[tuple[Any, str, Any]] = [(builtins, "max", max), (builtins, "min", min)]
     originals += [(math, name, f) for name, f in vars(math).items() if callable(f)]
     try:
         for home, name, original in originals:
             setattr(home, name, _recorded(original))
-        yield
+        with restored(module.modules()), watched(watch):
+            yield
     finally:
         for home, name, original in originals:
             setattr(home, name, original)
-        for m, attributes, tables in before:
-            vars(m).clear()
-            vars(m).update(attributes)
-            for table, content in tables:
-                table.clear()
-                table.update(content)
-
-
-def _tables(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(t, dict(t)) for t in (module._parameters, module._buffers, module._modules)]
 
 
 def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:

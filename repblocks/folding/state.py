@@ -1,0 +1,104 @@
+"""Undo what running a module leaves in it, and keep it from changing what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from repblocks.errors import NotFoldable
+
+_Table = dict[str, Any]
+
+
+@contextmanager
+def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Give modules back the attributes, parameters, buffers and children that they had."""
+    before = [(table, dict(table)) for module in modules for table in _tables(module)]
+    try:
+        yield
+    finally:
+        for table, content in before:
+            table.clear()
+            table.update(content)
+
+
+@contextmanager
+def replayed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run on random numbers that are always the same, and undo what is written into buffers."""
+    known = dict.fromkeys(modules)
+    buffers = {b: (b.clone(), b._version) for module in known for b in module.buffers()}
+    # Naming the devices keeps torch from warning where there are several.
+    is_used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no type
+    devices = range(torch.cuda.device_count()) if is_used else ()
+    try:
+        with torch.random.fork_rng(devices), restored(m for one in known for m in one.modules()):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for buffer, (value, version) in buffers.items():
+            if buffer._version != version:
+                buffer.data.copy_(value)
+
+
+@contextmanager
+def constant(module: nn.Module) -> Iterator[None]:
+    """Let the code of a module run, if it gives the same each time.
+
+    Raises:
+        NotFoldable: if it draws random numbers, or changes a tensor or a number of the module.
+    """
+    before = [dict(table) for table in _tables(module)]
+    with _Constant(module):
+        yield
+    for old, new in zip(before, _tables(module), strict=True):
+        for name, value in new.items():
+            if _differs(value, old.get(name)):
+                raise NotFoldable(f"Its code sets {name}, so that calls may differ.")
+
+
+def _tables(module: nn.Module) -> tuple[_Table, ...]:
+    return vars(module), module._parameters, module._buffers, module._modules
+
+
+def _differs(new: Any, old: Any) -> bool:
+    if isinstance(new, Tensor):
+        return new is not old
+    return isinstance(new, int | float | complex | str) and (type(old), old) != (type(new), new)
+
+
+class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type
+    """Refuses operations that are random or change what was there before."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no type
+        plain = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+        known = [*module.parameters(), *module.buffers(), *plain]
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise NotFoldable("Its code draws random numbers.")
+        names = [argument.name for argument in func._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        for argument in func._schema.arguments:
+            value = given.get(argument.name)
+            is_written = argument.alias_info is not None and argument.alias_info.is_write
+            if is_written and isinstance(value, Tensor) and self._is_known(value):
+                raise NotFoldable("Its code changes a tensor of its own, so that calls differ.")
+        return func(*args, **kwargs)
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._known
