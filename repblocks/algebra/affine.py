@@ -99,9 +99,9 @@ class AffineMap:
         """The largest number of equal contiguous groups that no output channel reads across."""
         most = gcd(self.out_channels, self.in_channels)
         own = torch.arange(self.out_channels) // (self.out_channels // most)
-        read = self.index // (self.in_channels // most)
-        low = torch.minimum(read.amin(dim=1), own)
-        high = torch.maximum(read.amax(dim=1), own)
+        width = self.in_channels // most
+        low = torch.minimum(self.index.amin(dim=1) // width, own)
+        high = torch.maximum(self.index.amax(dim=1) // width, own)
         # Each row forbids a border between two groups above its lowest and up to its highest.
         steps = torch.zeros(most + 1, dtype=torch.int64)
         steps.index_add_(0, low + 1, torch.ones_like(low))

@@ -198,13 +198,14 @@ class ConvKernel:
             self.padding_mode,
         )
 
-    def to_conv(self, like: Tensor | None = None) -> Conv:
-        """Return an ``nn.Conv`` with a copy of this kernel, in evaluation mode.
+    def to_conv(self, like: Tensor | None = None, *, copy: bool = True) -> Conv:
+        """Return an ``nn.Conv`` with this kernel, in evaluation mode.
 
         Unequal or negative padding is written as equal padding and a kernel with zero taps.
 
         Args:
             like: A tensor of the dtype and device of the layer; those of the kernel by default.
+            copy: Whether the layer has memory of its own, also where it need not.
         """
         reference = self.weight if like is None else like
         axes = tuple(axis.symmetric() for axis in self.axes)
@@ -224,7 +225,7 @@ class ConvKernel:
         weights = {"weight": weight, "bias": self.bias}
         for name, value in weights.items():
             if value is not None:
-                layer = value.detach().to(reference, copy=True)
+                layer = value.detach().to(reference, copy=copy)
                 setattr(conv, name, nn.Parameter(layer, value.requires_grad))
         return conv.eval()
 

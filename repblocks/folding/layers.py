@@ -55,7 +55,7 @@ def _in_order(candidate: Candidate) -> list[Step]:
 def _convolution(candidate: Candidate, reference: Tensor) -> Conv:
     value = candidate.value.map
     narrow = _evaluated(value, reference)
-    return ConvKernel.from_affine(narrow, reference).to_conv()
+    return ConvKernel.from_affine(narrow, reference).to_conv(copy=narrow is value)
 
 
 def _evaluated(value: AffineMap, reference: Tensor) -> AffineMap:
@@ -73,7 +73,7 @@ def _evaluated(value: AffineMap, reference: Tensor) -> AffineMap:
     for start in range(0, value.out_channels, step):
         stop = min(start + step, value.out_channels)
         result[start:stop] = exact.rows(start, stop)
-    bias = None if value.bias is None else value.bias().to(reference)
+    bias = None if value.bias is None else value.bias().to(reference, copy=True)
     return replace(
         value, weight=Lazy(lambda: result), bias=None if bias is None else Lazy(lambda: bias)
     )
