@@ -7,7 +7,7 @@ picks positions: ``pool(norm(x))`` is ``norm(pool(x))``. Or back from a slice to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,21 +21,33 @@ from repblocks.folding.region import Region
 
 
 def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
-    """Move what was not folded and can be; the flow and the region are changed."""
+    """Move what was not folded and can be; the flow and the region are changed.
+
+    What can go back to a layer does so first: of several slices of one value only one at a time.
+    """
+    found = _moves(flow, region, folded, (_push, spread)) or _moves(flow, region, folded, (pull,))
+    if found:
+        region.describe(flow, dict(region.operations))
+    return found
+
+
+def _moves(
+    flow: Flow, region: Region, folded: set[Step], moves: Sequence[Callable[..., Push]]
+) -> list[Push]:
     found: list[Push] = []
     for step, operation in list(region.operations.items()):
         is_scale = operation.kind in (Kind.NORM, Kind.SCALE) and operation.macs > 0
         join = operation.operands[0]
         taken = any(join is other.join for other in found)
         if is_scale and step not in folded and not taken:
-            found += _moved(flow, region, step)
-    if found:
-        region.describe(flow, dict(region.operations))
+            found += _moved(flow, region, step, moves)
     return found
 
 
-def _moved(flow: Flow, region: Region, step: Step) -> list[Push]:
-    for move in (_push, spread, pull):
+def _moved(
+    flow: Flow, region: Region, step: Step, moves: Sequence[Callable[..., Push]]
+) -> list[Push]:
+    for move in moves:
         try:
             return [move(flow, region, step)]
         except NotFoldable:

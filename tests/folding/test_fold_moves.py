@@ -61,3 +61,14 @@ def test_a_norm_behind_a_view_is_folded_into_the_linear_layer_before_it():
     )
     result = folded_exactly(model, 3, 4, 5, 6)
     assert count(result, nn.BatchNorm2d) == 0
+
+
+def test_norms_of_two_slices_go_back_to_the_layer_though_views_follow():
+    def code(m, x):
+        first, second = m.conv(x).split([3, 5], dim=1)
+        return m.a(first).flatten(2).softmax(-1) @ m.b(second).flatten(2).transpose(1, 2)
+
+    model = Code(code, conv=nn.Conv2d(4, 8, 1), a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(5))
+    result = folded_exactly(model, 3, 4, 2, 3)
+    assert count(result, nn.BatchNorm2d) == 0
+    assert result.fold_report.left == ()
