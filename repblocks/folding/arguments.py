@@ -25,6 +25,8 @@ def is_callable_as_graph(scope: Scope) -> bool:
     if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
         return False
     constants = [argument for argument in bound.values() if not _holds_steps(argument)]
+    if constants and scope.parent is None and scope.path:
+        return False  # code that was not traced calls it, perhaps with others
     constants += [p.default for p in parameters if p.default is not p.empty]
     return all(map(_is_simple, constants))
 

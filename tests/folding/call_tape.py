@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 TRANSPOSED = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+MATRIX_PRODUCTS = {"matmul", "mm", "__matmul__"}
 PRODUCTS = {"mul", "mul_", "div", "div_", "true_divide", "__mul__", "__rmul__", "__imul__"}
 
 
@@ -115,8 +116,8 @@ def executed(model: nn.Module, x: Tensor) -> Counter[str]:
         elif node.name in TRANSPOSED:
             read = node.argument(0, "input").numel()
             counts.update(convs=1, macs=read * node.argument(1, "weight")[0].numel())
-        elif node.name == "linear":
-            counts.update(linears=1, macs=node.size * node.argument(1, "weight").shape[-1])
+        elif _products_of_each(node):
+            counts.update(linears=1, macs=node.size * _products_of_each(node))
         elif node.name == "batch_norm":
             counts.update(norms=1, macs=node.size)
         elif node.name in PRODUCTS and not is_product_of_values(node):
@@ -124,6 +125,15 @@ def executed(model: nn.Module, x: Tensor) -> Counter[str]:
         elif node.name in ADDITIONS:
             counts.update(adds=1)
     return counts
+
+
+def _products_of_each(node: Node) -> int:
+    """Count the products of each value of a linear layer, or of a product with a matrix."""
+    if node.name == "linear":
+        return node.argument(1, "weight").shape[-1]
+    matrix = node.argument(1, "other") if node.name in MATRIX_PRODUCTS else None
+    is_constant = len(node.inputs) == 1 and isinstance(matrix, Tensor) and matrix.ndim == 2
+    return matrix.shape[0] if is_constant else 0
 
 
 def is_product_of_values(node: Node) -> bool:

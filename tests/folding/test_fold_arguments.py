@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from unusual import Layers, agrees, conv, folded, image
 
 from repblocks.folding.fold import fold
@@ -101,3 +102,36 @@ def test_attributes_may_have_the_names_of_those_of_a_graph():
     result = fold(model.double(), image(2, 4, 5, 6), verify=False)
     assert (result.graph, result.code) == (3, "own")
     folded(model, image(2, 4, 5, 6))
+
+
+class Resized(nn.Module):
+    """Its branches are one convolution, at a size that it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, tokens, size):
+        image = tokens.transpose(1, 2).view(len(tokens), 4, *size)
+        return (self.conv(image) + image).flatten(2).transpose(1, 2)
+
+
+class Untraceable(nn.Module):
+    """Tells its child the size, in code that asks for values."""
+
+    def __init__(self):
+        super().__init__()
+        self.child = Resized()
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return self.child(x.flatten(2).transpose(1, 2), x.shape[2:])
+
+
+def test_what_untraced_code_calls_with_options_takes_others_still():
+    model = Untraceable().double().eval()
+    folded = fold(model, torch.randn(2, 4, 6, 6, dtype=torch.float64))
+    x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(folded(x), model(x), atol=1e-12)
