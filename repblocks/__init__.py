@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from repblocks.algebra import ConvKernel as ConvKernel
     from repblocks.blocks import RepBlock as RepBlock
     from repblocks.blocks import create_block as create_block
+    from repblocks.blocks import set_execution as set_execution
     from repblocks.deployment.load import load as load
     from repblocks.expansion import expand as expand
     from repblocks.expansion import insert_bn as insert_bn
@@ -33,6 +34,7 @@ _HOMES = {
     "insert_bn": "repblocks.expansion",
     "load": "repblocks.deployment.load",
     "recalibrate_bn": "repblocks.expansion",
+    "set_execution": "repblocks.blocks",
     "swap": "repblocks.expansion",
     "verify": "repblocks.folding.verification",
 }

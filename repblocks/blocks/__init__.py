@@ -2,6 +2,7 @@
 
 from repblocks.blocks._base import ConvBlock as ConvBlock
 from repblocks.blocks._base import RepBlock as RepBlock
+from repblocks.blocks._base import set_execution as set_execution
 from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
 from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
 from repblocks.blocks._registry import Registry as Registry

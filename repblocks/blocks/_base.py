@@ -19,6 +19,7 @@ from repblocks.blocks._registry import check_options
 from repblocks.blocks._tail import create_tail
 from repblocks.branches import ConvShape, Size
 from repblocks.errors import NotFoldable
+from repblocks.execution import check_execution, execute
 
 
 class RepBlock(nn.Module, ABC):
@@ -100,6 +101,8 @@ class ConvBlock(RepBlock):
         activation: A torch activation in lower case, or None.
         se: Squeeze-and-excitation before the activation: its hidden channels as a fraction of
             C_out, or None for none.
+        execution: How the branches are computed in training: ``"branchwise"``, ``"merged"``,
+            ``"weight_space"`` or ``"auto"``; it may be set at any time.
         options: What the block itself offers.
 
     Raises:
@@ -120,10 +123,13 @@ class ConvBlock(RepBlock):
         ndim: int = 2,
         activation: str | None = "relu",
         se: float | None = None,
+        execution: str = "auto",
         **options: Any,
     ) -> None:
         super().__init__()
         check_options(type(self), options)
+        check_execution(execution)
+        self.execution = execution
         self.shape = ConvShape.create(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim
         )
@@ -157,7 +163,9 @@ class ConvBlock(RepBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
-        return self.tail(self._linear(x))
+        if self.is_deployed:
+            return self.tail(self._linear(x))
+        return self.tail(execute(self._linear, x, self.execution))
 
     def equivalent_kernel(self, dtype: torch.dtype | None = None) -> ConvKernel:
         """Return the kernel that computes what the branches compute in evaluation mode.
@@ -183,6 +191,18 @@ class ConvBlock(RepBlock):
 
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def set_execution(model: nn.Module, execution: str) -> None:
+    """Choose how all blocks of a network compute their branches in training.
+
+    Raises:
+        ConfigurationError: if there is no execution of that name.
+    """
+    check_execution(execution)
+    for module in model.modules():
+        if isinstance(module, ConvBlock):
+            module.execution = execution
 
 
 def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:

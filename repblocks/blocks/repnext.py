@@ -77,6 +77,7 @@ class RepNeXtBlock(RepBlock):
         block: A conv block for the depthwise mixer, by name; None for the chunks.
         block_options: Options of that conv block.
         ndim: 1, 2 or 3 spatial axes.
+        execution: How the mixer computes its branches in training.
 
     Raises:
         ConfigurationError: if an argument is out of range.
@@ -94,6 +95,7 @@ class RepNeXtBlock(RepBlock):
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         ndim: int = 2,
+        execution: str = "auto",
     ) -> None:
         super().__init__()
         if not isinstance(kernel_sizes, Sequence):
@@ -113,7 +115,12 @@ class RepNeXtBlock(RepBlock):
         self.ndim = ndim
         self.deploy_shortcut = deploy_shortcut
         check_shortcut(deploy_shortcut)
-        shape: dict[str, Any] = {"groups": dim, "ndim": ndim, "activation": None}
+        shape: dict[str, Any] = {
+            "groups": dim,
+            "ndim": ndim,
+            "activation": None,
+            "execution": execution,
+        }
         largest = max(kernel_sizes)
         self.mixer: nn.Module | None = (
             MixedKernelBlock(dim, dim, largest, kernel_sizes=kernel_sizes, **shape)

@@ -160,7 +160,8 @@ class BatchNormPad(nn.Module):
 
     The padding makes the next, unpadded convolution see what a padded one before the normalisation
     would give, so that the two fold into one kernel that is exact at the border. The border comes
-    from the running statistics and carries no gradient, in training too.
+    from the running statistics, in training too, where it carries no gradient: it is then not what
+    the batch would give. With frozen statistics it is, and has its gradient.
 
     Source:
         Ding et al., Diverse Branch Block, CVPR 2021, section 3.2, https://arxiv.org/abs/2103.13425
@@ -183,7 +184,7 @@ class BatchNormPad(nn.Module):
         norm = self.norm
         if norm.running_mean is None or norm.running_var is None:
             raise RuntimeError("BatchNormPad needs running statistics; do not switch them off.")
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not norm.training):
             factor = (norm.running_var + norm.eps).rsqrt()
             return norm.bias - norm.running_mean * norm.weight * factor
 

@@ -1,0 +1,5 @@
+"""How a block in training form computes its branches."""
+
+from repblocks.execution.dispatch import EXECUTIONS as EXECUTIONS
+from repblocks.execution.dispatch import check_execution as check_execution
+from repblocks.execution.dispatch import execute as execute

@@ -1,0 +1,94 @@
+"""Convolutions in 1, 2 and 3 dimensions whose padding may differ from side to side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from repblocks.algebra.axis import Axis
+
+CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+
+
+def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Pad the spatial axes of ``(N, C, *spatial)`` with zeros; negative crops."""
+    # The last axis comes first in functional.pad.
+    sides = [side for axis in reversed(axes) for side in (axis.low, axis.high)]
+    return functional.pad(x, sides) if any(sides) else x
+
+
+def cropped(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Undo :func:`padded`."""
+    return padded(x, [replace(axis, low=-axis.low, high=-axis.high) for axis in axes])
+
+
+def sampled(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Return the positions that single taps read: padded or cropped, then every stride-th."""
+    x = padded(x, axes)
+    if all(axis.stride == 1 for axis in axes):
+        return x
+    taken: list[slice | EllipsisType] = [...]
+    taken += [slice(None, None, axis.stride) for axis in axes]
+    return x[tuple(taken)]
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int
+) -> Tensor:
+    """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``."""
+    x, padding = _evenly_padded(x, axes)
+    return CONV[len(axes)](
+        x,
+        weight.to(x.dtype),
+        None if bias is None else bias.to(x.dtype),
+        [axis.stride for axis in axes],
+        padding,
+        [axis.dilation for axis in axes],
+        groups,
+    )
+
+
+def gradient_of_input(
+    g: Tensor, x: Tensor, weight: Tensor, axes: Sequence[Axis], groups: int
+) -> Tensor:
+    """Return the gradient of the input of :func:`convolve`."""
+    even, padding = _evenly_padded(x, axes)
+    gradient = _backward(g, even, weight, axes, padding, groups, (True, False, False))[0]
+    return gradient if even is x else cropped(gradient, axes)
+
+
+def gradient_of_weight(
+    g: Tensor, x: Tensor, sizes: Sequence[int], axes: Sequence[Axis], groups: int
+) -> Tensor:
+    """Return the gradient of a weight ``(O, C // groups, *sizes)`` of :func:`convolve`."""
+    even, padding = _evenly_padded(x, axes)
+    weight = x.new_empty(g.shape[1], x.shape[1] // groups, *sizes)
+    return _backward(g, even, weight, axes, padding, groups, (False, True, False))[1]
+
+
+def _backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    axes: Sequence[Axis],
+    padding: Sequence[int],
+    groups: int,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    stride, dilation = [axis.stride for axis in axes], [axis.dilation for axis in axes]
+    none = [0] * len(axes)
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        g, x, weight, None, stride, padding, dilation, False, none, groups, wanted
+    )
+    return result
+
+
+def _evenly_padded(x: Tensor, axes: Sequence[Axis]) -> tuple[Tensor, list[int]]:
+    """Return the input, and what a convolution is to pad on both sides of it."""
+    padding = [axis.low for axis in axes if axis.low == axis.high >= 0]
+    return (x, padding) if len(padding) == len(axes) else (padded(x, axes), [0] * len(axes))

@@ -1,0 +1,78 @@
+"""How a block in training form computes its branches: as they are, merged, or in weight space.
+
+All compute the same function, up to rounding, with the same statistics and gradients. In evaluation
+mode a block always runs its branches as they are: they are the truth that a fold is compared with.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor, nn
+
+from repblocks.algebra.normalization import is_batch_norm
+from repblocks.errors import ConfigurationError
+from repblocks.execution import obstacles
+from repblocks.execution.merged import run_merged
+from repblocks.execution.profit import may_pay, merging_pays, weight_space_pays
+from repblocks.execution.reading import split
+from repblocks.execution.weight_space import run_in_weight_space
+
+EXECUTIONS = ("auto", "branchwise", "merged", "weight_space")
+
+
+def check_execution(execution: str) -> None:
+    """Check the name of an execution.
+
+    Raises:
+        ConfigurationError: if there is none of that name.
+    """
+    if execution not in EXECUTIONS:
+        raise ConfigurationError(
+            f"execution must be one of {', '.join(EXECUTIONS)}, got {execution!r}."
+        )
+
+
+def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
+    """Map ``(N, C_in, *spatial)`` to the sum of the branches, ``(N, C_out, *spatial)``.
+
+    Args:
+        branches: The tree of a block.
+        x: Its input.
+        execution: One of ``EXECUTIONS``. ``"auto"`` decides by shape and device, never by values.
+            What cannot be done runs branch by branch; for any but ``"auto"`` with a warning.
+    """
+    if execution == "branchwise" or not branches.training:
+        return branches(x)
+    if execution == "auto" and not may_pay(x):
+        return branches(x)
+    done, reason = _together(branches, x, execution)
+    if done is not None:
+        return done
+    if execution != "auto":
+        warnings.warn(f"execution={execution} runs branchwise here: {reason}.", stacklevel=3)
+    return branches(x)
+
+
+def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
+    """Return the sum computed without each branch, or None and the reason why not."""
+    named = branches.named_modules()
+    # What parametrizes a weight is part of it.
+    modules = [module for path, module in named if "parametrizations" not in path]
+    reason = obstacles.of_modules(modules)
+    if reason is not None:
+        return None, reason
+    norms = [module for module in modules if is_batch_norm(module)]
+    if not any(norm.training for norm in norms):
+        pays = execution != "auto" or weight_space_pays(branches, x)
+        return (run_in_weight_space(branches, x) if pays else None), None
+    if execution == "weight_space":
+        return None, "a BatchNorm uses the statistics of each batch"
+    reason = obstacles.of_norms(norms)
+    if reason is not None:
+        return None, reason
+    parts = split(branches, modules, x.ndim - 2)
+    if not parts.merged:
+        return None, "no branch is a pointwise or a small depthwise kernel"
+    pays = execution == "merged" or merging_pays(parts, x)
+    return (run_merged(parts, x) if pays else None), None

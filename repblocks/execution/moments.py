@@ -1,0 +1,143 @@
+"""The moments of what a kernel reads, and a kernel that runs on it, as two steps of autograd.
+
+The kernel runs on the input that the moments passed on. Its gradient then arrives at the moments,
+and what they add to it is added in the same pass. Both steps count from a centre, the mean of the
+first image: moments about zero, and gradients of a kernel that reads ``x``, lose as many digits as
+the mean has more than the deviation. The result is exact for any centre.
+
+Shapes: x ``(N, C, *spatial)``; G vectors of D numbers are read at each position, R outputs of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from repblocks.algebra.axis import Axis
+from repblocks.errors import RepblocksError
+from repblocks.execution.convolving import convolve, gradient_of_input
+
+
+class Reading(Protocol):
+    """What a kernel reads."""
+
+    @property
+    def groups(self) -> int:
+        """G."""
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Where the taps read."""
+
+    def count(self, x: Tensor) -> int:
+        """Return how many vectors are read."""
+
+    def offset(self, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the mean ``(G, D)`` of what is read of an image that is the centre everywhere."""
+
+    def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(G, D)`` less the offset, and the biased covariance ``(G, D, D)``."""
+
+    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
+
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the sum of ``g`` times what is read less the offset, ``(G, R, D)``."""
+
+
+def with_moments(x: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the input, the centre ``(C,)``, and mean and covariance counted from it.
+
+    Low precision is widened to float32, in which the moments are returned.
+    """
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = _Moments.apply(x, reading)
+    return result
+
+
+def run_kernel(
+    x: Tensor, kernel: Tensor, shift: Tensor, centre: Tensor, reading: Reading
+) -> Tensor:
+    """Run a kernel ``(G, R, D)`` on what is read less the offset, and add the shift ``(O,)``."""
+    result: Tensor = _Kernel.apply(x, kernel, shift, centre, reading)
+    return result
+
+
+class _Moments(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, reading: Reading) -> tuple[Tensor, ...]:
+        with torch.autocast(x.device.type, enabled=False):
+            wide = _wide(x)
+            centre = wide[:1].flatten(2).mean((0, 2))
+            mean, covariance = reading.moments(wide, centre)
+        ctx.reading = reading
+        ctx.save_for_backward(x, centre, mean)
+        ctx.mark_non_differentiable(centre)
+        return x.view_as(x), centre, mean, covariance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, centre, mean = ctx.saved_tensors
+        of_x, _, of_mean, of_covariance = gradients
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            wide = _wide(x)
+            mean = mean + ctx.reading.offset(wide, centre)
+            own = ctx.reading.gradient(wide, mean, of_mean, of_covariance)
+            total = own.add_(of_x).to(x.dtype)
+        return _Once.apply(total, x, *gradients), None
+
+
+class _Kernel(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, shift: Tensor, centre: Tensor, reading: Reading
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            bias = shift - (kernel @ reading.offset(x, centre).unsqueeze(2)).flatten()
+            weight = _as_weight(kernel, reading).to(x.dtype)
+            y = convolve(x, weight, bias, reading.axes, reading.groups)
+        ctx.reading = reading
+        ctx.save_for_backward(x, weight, centre)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, centre = ctx.saved_tensors
+        reading, of_x = ctx.reading, None
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
+                of_x = _Once.apply(of_x, x, g)
+            wide = _wide(g)
+            of_kernel = reading.product(wide, _wide(x), centre)
+            of_shift = wide.flatten(2).sum((0, 2))
+        return of_x, _Once.apply(of_kernel, x, g), of_shift, None, None
+
+
+class _Once(Function):
+    """A gradient that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        del ctx, inputs
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        del ctx, gradients
+        raise RepblocksError(
+            "The merged execution of a block can be differentiated once, not twice; set "
+            'execution="branchwise" for gradients of gradients.'
+        )
+
+
+def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:
+    """Return a kernel ``(G, R, D)`` as the weight of a convolution, ``(O, D / K, *k)``."""
+    sizes = [axis.size for axis in reading.axes]
+    return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1, *sizes)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

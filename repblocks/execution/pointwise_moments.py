@@ -1,0 +1,70 @@
+"""Mean and covariance of the channels of each group: what every pointwise branch reads.
+
+Shapes: x ``(N, C, *spatial)``, G groups of D = C / G channels, R outputs of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repblocks.algebra.axis import Axis
+from repblocks.execution.convolving import CONV
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The vector of the channels of a group, at each position.
+
+    Args:
+        groups: G.
+        ndim: Number of spatial axes.
+    """
+
+    groups: int
+    ndim: int
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """A single tap."""
+        return (Axis(),) * self.ndim
+
+    def count(self, x: Tensor) -> int:
+        """Return how many vectors are read."""
+        return x.numel() // x.shape[1]
+
+    def offset(self, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the centre, ``(G, D)``."""
+        del x
+        return centre.view(self.groups, -1)
+
+    def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(G, D)`` less the centre, and the covariance ``(G, D, D)``."""
+        centred = self._centred(x, centre)
+        mean = (centred.flatten(2).sum((0, 2)) / self.count(x)).view(self.groups, -1)
+        second = self._products(centred, centred) / self.count(x)
+        return mean, second - mean.unsqueeze(2) * mean.unsqueeze(1)
+
+    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
+        weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
+        bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
+        kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
+        return CONV[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
+
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the sum of ``g`` times the centred channels, ``(G, R, D)``."""
+        return self._products(g, self._centred(x, centre))
+
+    def _centred(self, x: Tensor, centre: Tensor) -> Tensor:
+        return x - centre.view(-1, *(1,) * self.ndim)
+
+    def _products(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the sums of the products of all pairs of channels of a group."""
+        if self.groups == 1 and a.ndim == 4 and b.is_contiguous(memory_format=torch.channels_last):
+            left, right = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
+            return (left.T @ right).unsqueeze(0)
+        left, right = (t.flatten(2).view(len(t), self.groups, -1, t[0, 0].numel()) for t in (a, b))
+        return (left @ right.transpose(2, 3)).sum(0)

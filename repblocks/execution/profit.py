@@ -1,0 +1,45 @@
+"""Where merging pays: by shape and device alone, so that a run does not depend on its values.
+
+What a block costs merged hardly depends on its number of branches, but has a part that does not
+shrink with its input. The thresholds are where the merged execution begins not to be slower on one
+CPU thread, measured with ``benchmarks/training_cost.py --sweep``; on other devices, and in compiled
+code, nothing was measured, and ``auto`` runs the branches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.execution.reading import Split
+
+#: Fewer branches than these gain memory, but no time.
+_BRANCHES = 3
+_POINTWISE = 2**16
+#: Values of the input, by whether the block has a stride and whether the channels lie last.
+_DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
+
+
+def may_pay(x: Tensor) -> bool:
+    """Tell whether it is worth looking at the branches."""
+    is_known = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_known and x.numel() >= _POINTWISE
+
+
+def merging_pays(parts: Split, x: Tensor) -> bool:
+    """Tell whether the merged branches take less time than one by one."""
+    if len(parts.merged) < _BRANCHES:
+        return False
+    if not parts.is_depthwise:
+        # A product of matrices as large as the weights, for each branch, stands against the input.
+        return x.numel() >= 2 * x.shape[1] ** 2
+    if x.ndim != 4:
+        return False
+    has_stride = any(axis.stride > 1 for axis in parts.axes)
+    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return x.numel() >= _DEPTHWISE.get((has_stride, is_last), x.numel() + 1)
+
+
+def weight_space_pays(branches: nn.Module, x: Tensor) -> bool:
+    """Tell whether merging the kernels takes less time than running the branches."""
+    return x.numel() >= sum(parameter.numel() for parameter in branches.parameters())

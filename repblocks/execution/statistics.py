@@ -1,0 +1,86 @@
+"""From the moments of what is read to the statistics, scale and shift of each branch.
+
+Shapes: G groups, D numbers that a group reads, R rows (output channels) of a group, B branches, O
+output channels of a branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+
+from repblocks.errors import ConfigurationError
+from repblocks.execution.synchronising import joint, process_group
+
+
+def variances(weight: Tensor, covariance: Tensor) -> Tensor:
+    """Return the variance ``(G, R)`` of each row of ``weight (G, R, D)``."""
+    result: Tensor = _Variances.apply(weight, covariance)
+    return result
+
+
+class _Variances(Function):
+    """``w C w`` for each row ``w``; the product that its gradient needs again is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, covariance: Tensor) -> Tensor:
+        product = weight @ covariance
+        ctx.save_for_backward(weight, product)
+        return (product * weight).sum(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, product = ctx.saved_tensors
+        scaled = gradient.unsqueeze(2)
+        return 2 * scaled * product, weight.transpose(1, 2) @ (scaled * weight)
+
+
+def normalise(
+    norms: Sequence[BatchNorm], means: Tensor, spread: Tensor, offsets: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Update running statistics, and return the scales ``(B, O)`` and the shift ``(O,)`` of a sum.
+
+    Args:
+        norms: B.
+        means: ``(B, O)``, of this batch, less the offsets.
+        spread: Variances ``(B, O)``, biased.
+        offsets: ``(B, O)``, what the means are counted from.
+        count: Values that each was taken over.
+
+    Raises:
+        ConfigurationError: for a single value, which has no variance.
+    """
+    group = process_group(norms)
+    if group is not None:
+        means, spread, offsets, count = joint(means, spread, offsets, count, group)
+    if count < 2:
+        raise ConfigurationError(
+            "A BatchNorm in training mode needs more than one value of each channel, got one; use "
+            "more images, larger ones, or evaluation mode."
+        )
+    with torch.no_grad():
+        _update(norms, means + offsets, spread * (count / (count - 1)))
+    epsilon = means.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
+    scales = (spread + epsilon).rsqrt()
+    if norms[0].affine:
+        scales = torch.stack([norm.weight for norm in norms]) * scales
+    shift = -(scales * means).sum(0)
+    # One after the other: the gradients of a stack's sum would all be one and the same memory.
+    return scales, reduce(torch.add, (norm.bias for norm in norms if norm.affine), shift)
+
+
+def _update(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:
+    """Move the running statistics of each norm towards those of a batch, unbiased."""
+    for norm, mean, variance in zip(norms, means, spread, strict=True):
+        found: Any = norm
+        found.running_mean.lerp_(mean.to(found.running_mean), norm.momentum)
+        found.running_var.lerp_(variance.to(found.running_var), norm.momentum)
+        found.num_batches_tracked.add_(1)

@@ -1,0 +1,160 @@
+"""Mean and covariance of the window of each channel: what every depthwise branch reads.
+
+Shapes: x ``(N, C, *spatial)``, ``*P`` output positions, ``*k`` taps of the window, K of them, M = N
+times the number of positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from types import EllipsisType
+
+import torch
+from torch import Tensor
+
+from repblocks.algebra.axis import Axis
+from repblocks.execution.convolving import cropped, gradient_of_weight, padded
+from repblocks.execution.lags import Lags
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The vector of the taps of a window, at each output position, of each channel.
+
+    Args:
+        groups: C.
+        axes: Where the taps read; zeros outside the image.
+    """
+
+    groups: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def taps(self) -> int:
+        """K."""
+        return prod(axis.size for axis in self.axes)
+
+    def positions(self, x: Tensor) -> int:
+        """Return the number of output positions of an image."""
+        return prod(
+            (size + axis.slack) // axis.stride + 1
+            for size, axis in zip(x.shape[2:], self.axes, strict=True)
+        )
+
+    def count(self, x: Tensor) -> int:
+        """Return how many vectors are read."""
+        return x.shape[0] * self.positions(x)
+
+    def _lags(self, x: Tensor) -> Lags | None:
+        """Return the differences of two taps, where products depend on nothing else."""
+        is_large = all(s >= axis.extent for s, axis in zip(x.shape[2:], self.axes, strict=True))
+        return Lags.of(self.axes) if is_large else None
+
+    def offset(self, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the centre times the share of windows whose tap lies inside, ``(C, K)``."""
+        return centre.unsqueeze(1) * self._mask(x).mean(2).to(centre.dtype)
+
+    def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(C, K)`` less the offset, and the covariance ``(C, K, K)``.
+
+        With the mask ``m`` of the image, ``x = x' + c m``: the covariance has four parts, each a
+        covariance of small numbers, or of the mask.
+        """
+        centred, count = self._centred(x, centre), self.count(x)
+        summed, deviation = self.read(centred.sum(0, keepdim=True)), self._mask_deviation(x)
+        mean = summed.sum(2) / count
+        covariance = self._gram(centred) / count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
+        border = deviation @ deviation.transpose(1, 2) / self.positions(x)
+        covariance = covariance + mixed + mixed.transpose(1, 2)
+        return mean, covariance + centre.square().view(-1, 1, 1) * border
+
+    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+        """Return the gradient of the input from those of its moments, of the mean ``(C, K)``."""
+        weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
+        bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
+        constant = bias.unsqueeze(2).expand(-1, -1, self.positions(x))
+        return self._mixed(x, weight).add_(self.write(constant, x[:1]))
+
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
+        sizes, channels = [axis.size for axis in self.axes], x.shape[1]
+        inner = gradient_of_weight(g, self._centred(x, centre), sizes, self.axes, channels)
+        border = g.sum(0).flatten(1) @ self._mask_deviation(x)[0].T
+        return inner.view(channels, 1, -1) + (centre.unsqueeze(1) * border).unsqueeze(1)
+
+    def read(self, x: Tensor) -> Tensor:
+        """Return what each tap reads, ``(C, K, M)``."""
+        view = self._view(padded(x, self.axes))
+        n = len(self.axes)
+        return view.permute(1, *range(2 + n, 2 + 2 * n), 0, *range(2, 2 + n)).reshape(
+            x.shape[1], self.taps, -1
+        )
+
+    def write(self, taps: Tensor, like: Tensor) -> Tensor:
+        """Add ``(C, K, M)`` to the positions of the input that each tap reads."""
+        target = torch.zeros_like(padded(like, self.axes))
+        view = self._view(target)
+        n = len(self.axes)
+        values = taps.view(*taps.shape[:2], like.shape[0], *view.shape[2 : 2 + n]).transpose(0, 2)
+        for tap, place in enumerate(product(*map(range, view.shape[2 + n :]))):
+            where: tuple[int | EllipsisType, ...] = (..., *place)
+            view[where].add_(values[:, tap])
+        return cropped(target, self.axes)
+
+    def _centred(self, x: Tensor, centre: Tensor) -> Tensor:
+        return x - centre.view(-1, *(1,) * len(self.axes))
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """Return which taps lie inside the image, ``(1, K, P)``, in float64."""
+        return self.read(torch.ones_like(x[:1, :1], dtype=torch.float64))
+
+    def _mask_deviation(self, x: Tensor) -> Tensor:
+        mask = self._mask(x)
+        return (mask - mask.mean(2, keepdim=True)).to(x.dtype)
+
+    def _gram(self, x: Tensor) -> Tensor:
+        """Return the sums of the products of all pairs of taps, ``(C, K, K)``."""
+        lags = self._lags(x)
+        if lags is None:
+            taps = self.read(x)
+            return taps @ taps.transpose(1, 2)
+        total = lags.products(x)
+        pairs = total.view(-1, *lags.sizes, *lags.sizes)
+        for strip in lags.outside(self.axes):
+            taps = Windows(self.groups, strip.axes).read(x[strip.read])
+            part = pairs[strip.pairs]
+            part -= (taps @ taps.transpose(1, 2)).view_as(part)
+        return total
+
+    def _mixed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return what ``write(weight @ read(x))`` gives, for a symmetric weight ``(C, K, K)``."""
+        lags = self._lags(x)
+        if lags is None:
+            return self.write(weight @ self.read(x), x)
+        total = lags.convolved(x, weight)
+        pairs = weight.view(-1, *lags.sizes, *lags.sizes)
+        for strip in lags.outside(self.axes):
+            windows, part = Windows(self.groups, strip.axes), x[strip.read]
+            taps = windows.read(part)
+            own = pairs[strip.pairs].reshape(-1, *taps.shape[1:2] * 2)
+            total[strip.read] -= windows.write(own @ taps, part)
+        return total
+
+    def _view(self, image: Tensor) -> Tensor:
+        """View a padded input as ``(N, C, *P, *k)``."""
+        counts = [
+            (size - axis.extent) // axis.stride + 1
+            for size, axis in zip(image.shape[2:], self.axes, strict=True)
+        ]
+        steps = list(zip(image.stride()[2:], self.axes, strict=True))
+        return image.as_strided(
+            (*image.shape[:2], *counts, *(axis.size for axis in self.axes)),
+            (
+                *image.stride()[:2],
+                *(step * axis.stride for step, axis in steps),
+                *(step * axis.dilation for step, axis in steps),
+            ),
+        )

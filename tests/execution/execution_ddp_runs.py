@@ -1,0 +1,55 @@
+"""Two processes with gloo and synchronised norms against one on the joint batch, in float64."""
+
+import pytest
+import torch
+from execution_runs import block_of, image
+from torch import distributed, multiprocessing, nn
+
+CASES = [(8, 8, 1), (8, 8, 3)]
+
+
+def build(shape):
+    return block_of("mobileone", *shape, groups=8 if shape[2] > 1 else 1, execution="merged")
+
+
+def batch():
+    # Means that differ from process to process: the centres of both differ, too.
+    x = image(5, 8, 7, 6)
+    return x + torch.linspace(-3, 3, 5, dtype=x.dtype).view(-1, 1, 1, 1)
+
+
+def run(rank, shape, folder):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    block = nn.SyncBatchNorm.convert_sync_batchnorm(build(shape))
+    x = batch()[:2] if rank == 0 else batch()[2:]
+    x.requires_grad_()
+    y = block(x)
+    weights = torch.linspace(-1, 1, batch().numel(), dtype=y.dtype).view(batch().shape).sin()
+    (y * (weights[:2] if rank == 0 else weights[2:])).sum().backward()
+    for parameter in block.parameters():
+        distributed.all_reduce(parameter.grad)
+    gradients = {key: p.grad for key, p in block.named_parameters()}
+    buffers = dict(block.named_buffers())
+    torch.save((y.detach(), x.grad, gradients, buffers), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", CASES)
+def test_two_processes_are_one(shape, tmp_path):
+    multiprocessing.start_processes(run, (shape, tmp_path), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    block, x = build(shape), batch().requires_grad_()
+    block.execution = "branchwise"
+    y = block(x)
+    (y * torch.linspace(-1, 1, x.numel(), dtype=y.dtype).view(x.shape).sin()).sum().backward()
+    assert torch.allclose(torch.cat([first[0], second[0]]), y, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(torch.cat([first[1], second[1]]), x.grad, rtol=1e-10, atol=1e-12)
+    largest = max(p.grad.abs().max() for p in block.parameters())
+    for key, parameter in block.named_parameters():
+        for rank in (first, second):
+            assert (rank[2][key] - parameter.grad).abs().max() < 1e-10 * largest, key
+    for key, value in block.named_buffers():
+        for rank in (first, second):
+            assert torch.allclose(rank[3][key].double(), value.double(), rtol=1e-12), key

@@ -1,0 +1,139 @@
+"""What cannot be merged runs branch by branch; who asked for more is told why."""
+
+import gc
+import warnings
+import weakref
+from types import MethodType
+
+import pytest
+import torch
+from execution_runs import assert_same, block_of, image, step
+from torch import nn
+from torch.nn.utils import parametrize
+
+from repblocks.blocks import ConvBlock
+from repblocks.branches import Sum
+from repblocks.errors import RepblocksError
+
+
+def hook_forward(block):
+    block.branches["kxk0"].conv.register_forward_hook(lambda _m, _x, y: 2 * y)
+
+
+def hook_backward(block):
+    block.branches["kxk1"].norm.register_full_backward_hook(lambda *_: None)
+
+
+def average_all(block):
+    block.branches["kxk0"].norm.momentum = None
+
+
+def freeze_one(block):
+    block.branches["identity"].norm.eval()
+
+
+def other_norm(block):
+    block.branches["kxk0"].norm = nn.GroupNorm(2, 8).double()
+
+
+def own_forward(block):
+    conv = block.branches["kxk0"].conv
+    conv.forward = MethodType(lambda self, x: 2 * type(self).forward(self, x), conv)
+
+
+OBSTACLES = {
+    hook_forward: "Conv2d has hooks",
+    hook_backward: "BatchNorm2d has backward hooks",
+    average_all: "a BatchNorm has no momentum",
+    freeze_one: "some BatchNorms are frozen and some are not",
+    other_norm: "GroupNorm is not one of the known operations",
+    own_forward: "Conv2d is not one of the known operations",
+}
+
+
+@pytest.mark.parametrize("change", OBSTACLES, ids=lambda change: change.__name__)
+def test_what_cannot_be_merged_runs_the_branches(change):
+    block, x = block_of("mobileone", 8, 8, 1), image(64, 8, 32, 32)
+    block(x)
+    change(block)
+    truth = step(block, x, "branchwise")
+    with pytest.warns(UserWarning, match=f"execution=merged runs branchwise.*{OBSTACLES[change]}"):
+        assert_same(step(block, x, "merged"), truth, 1e-15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(step(block, x, "auto"), truth, 1e-15)
+
+
+def test_blocks_without_a_small_kernel_run_the_branches():
+    block, x = block_of("plain", 8, 8, 3), image(2, 8, 9, 9)
+    with pytest.warns(UserWarning, match="no branch is a pointwise or a small depthwise kernel"):
+        step(block, x, "merged")
+    with pytest.warns(UserWarning, match="a BatchNorm uses the statistics of each batch"):
+        step(block, x, "weight_space")
+
+
+def test_every_known_block_merges_what_it_can(recwarn):
+    for name, shape in [("repvgg", {}), ("dbb", {}), ("mobileone", {"groups": 8})]:
+        step(block_of(name, 8, 8, 3, **shape), image(2, 8, 9, 9), "merged")
+    assert not recwarn.list
+
+
+def test_norms_without_a_weight_merge():
+    block, x = block_of("mobileone", 8, 8, 1), image(2, 8, 9, 9)
+    for branch in block.branches.values():
+        branch.norm = nn.BatchNorm2d(8, affine=False).double()
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+
+
+def test_parametrized_weights_merge():
+    block, x = block_of("mobileone", 8, 8, 3, groups=8), image(2, 8, 9, 9)
+    parametrize.register_parametrization(block.branches["kxk0"].conv, "weight", nn.Tanh())
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+
+
+def test_a_tree_of_one_unnormed_branch_runs():
+    block, x = block_of("mobileone", 8, 8, 1), image(2, 8, 9, 9)
+    block.branches = Sum({"bare": nn.Conv2d(8, 8, 1).double(), "normed": block.branches["kxk0"]})
+    assert isinstance(block, ConvBlock)
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3)])
+def test_the_order_of_the_branches_does_not_matter(shape):
+    block = block_of("mobileone", *shape, groups=8 if shape[2] > 1 else 1)
+    block.branches = Sum(dict(reversed(block.branches.items())))
+    assert_same(
+        step(block, image(2, 8, 9, 9), "merged"), step(block, image(2, 8, 9, 9), "branchwise")
+    )
+
+
+def test_a_branch_that_is_replaced_is_read_anew():
+    block, x = block_of("mobileone", 8, 8, 1), image(2, 8, 9, 9)
+    block.execution = "merged"
+    block(x)
+    block.branches["kxk0"] = block_of("mobileone", 8, 8, 1, seed=1).branches["kxk0"]
+    del block.branches["kxk1"]
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+    block.branches["kxk2"].conv = nn.Conv2d(8, 8, 1, groups=2, bias=False).double()
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+
+
+def test_a_block_that_was_run_can_be_forgotten():
+    block = block_of("mobileone", 8, 8, 3, groups=8, execution="merged")
+    block(image(2, 8, 9, 9))
+    gone = weakref.ref(block.branches)
+    del block
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3)])
+def test_gradients_of_gradients_are_refused(shape):
+    block = block_of("mobileone", *shape, groups=8 if shape[2] > 1 else 1, activation=None)
+    x = image(2, 8, 9, 9).requires_grad_()
+    (first,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    first.sum().backward()
+    block.execution = "merged"
+    (first,) = torch.autograd.grad(block(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RepblocksError, match='once, not twice; set execution="branchwise"'):
+        first.sum().backward()

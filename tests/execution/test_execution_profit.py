@@ -1,0 +1,43 @@
+"""What `auto` picks: by shape and device, never by values."""
+
+import pytest
+import torch
+from execution_runs import block_of
+
+from repblocks.execution import dispatch
+
+LAST = torch.channels_last
+
+
+def is_merged(monkeypatch, name, channels, kernel_size, shape, layout=None, **options):
+    """Tell whether `auto` merges a block for an input of a shape."""
+    monkeypatch.setattr(dispatch, "run_merged", lambda _, x: x)
+    block = block_of(name, channels, channels, kernel_size, **options).float()
+    x = torch.zeros(shape).to(memory_format=layout or torch.contiguous_format)
+    return dispatch.execute(block.branches, x, "auto") is x
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "expected"),
+    [
+        (64, (16, 64, 32, 32), True),
+        (64, (1, 64, 8, 8), False),  # small: the price of merging itself
+        (512, (2, 512, 16, 16), False),  # as many channels as positions: products of weights
+    ],
+)
+def test_pointwise_branches_merge_where_the_input_is_large(monkeypatch, channels, shape, expected):
+    assert is_merged(monkeypatch, "mobileone", channels, 1, shape) is expected
+
+
+@pytest.mark.parametrize(
+    ("size", "layout", "stride", "expected"),
+    [(64, None, 1, True), (8, None, 1, False), (32, LAST, 1, False), (256, LAST, 1, True)],
+)
+def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, expected):
+    shape = (4, 32, size, size)
+    options = {"groups": 32, "stride": stride}
+    assert is_merged(monkeypatch, "mobileone", 32, 3, shape, layout, **options) is expected
+
+
+def test_two_merged_branches_beside_a_dense_one_save_memory_only(monkeypatch):
+    assert not is_merged(monkeypatch, "repvgg", 32, 3, (16, 32, 64, 64))
