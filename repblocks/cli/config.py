@@ -24,6 +24,7 @@ class TrainConfig:
     ema_decay: float | None
     channels_last: bool
     compile: bool
+    execution: Literal["auto", "branchwise", "merged", "weight_space"]
     non_finite_patience: int
     checkpoint_every_n_steps: int | None
     keep_step_checkpoints: int

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
+from repblocks.blocks import set_execution
 from repblocks.errors import ConfigurationError
 from repblocks.training.config import MixConfig, TrainingConfig
 from repblocks.training.optimization import build_optimizer, build_scheduler
@@ -63,8 +64,8 @@ class ImageClassifier(pl.LightningModule):
         description: What a checkpoint says about the run, under the key ``"repblocks"``.
 
     Raises:
-        ConfigurationError: if there are fewer than two classes, or ``batch_size`` is odd and
-            pairs of images are blended.
+        ConfigurationError: if there are fewer than two classes, ``batch_size`` is odd and pairs of
+            images are blended, or there is no such execution.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ImageClassifier(pl.LightningModule):
             raise ConfigurationError(f"A classifier needs at least 2 classes, got {num_classes}.")
         if config.mix.is_active:
             _check_pairs(batch_size)
+        set_execution(model, config.execution)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.model = model

@@ -133,6 +133,8 @@ class TrainingConfig:
     channels_last: bool = False
     # Compile the network with torch.compile.
     compile: bool = False
+    # How blocks compute their branches: "auto", "branchwise", "merged" or "weight_space".
+    execution: str = "auto"
     # Stop after so many updates in a row whose loss is not finite; single ones are left out.
     non_finite_patience: int = 3
     # Write a checkpoint every so many updates, besides those at the end of an epoch; None: do not.
