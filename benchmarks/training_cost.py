@@ -1,0 +1,229 @@
+"""What a training step of multi-branch blocks costs, against a plain convolution block.
+
+    uv run benchmarks/training_cost.py [--threads 1] [--only mobileone] [--layout nhwc]
+    uv run benchmarks/training_cost.py --networks    # whole networks
+    uv run benchmarks/training_cost.py --sweep       # small inputs: where merging begins to pay
+
+Each row is one block, or network, timed in turn with its peers in one process: forward, backward
+and the update of running statistics; and the bytes that it keeps for the backward pass, the input
+and the weights aside. All are ratios to conv-BN-ReLU of the same shape. The table is printed, and
+written as JSON and PNG into ``--output``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _interleaved import print_table, time_interleaved
+from _training_peers import peers_of
+
+import repblocks.models  # noqa: F401 - registers our networks with timm
+from repblocks.blocks import ConvBlock, create_block, set_execution
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+#: Block, images, channels, size, kernel size, options.
+BLOCKS: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
+    ("mobileone", 16, 64, 56, 1, {}),
+    ("mobileone", 16, 128, 28, 1, {}),
+    ("mobileone", 32, 256, 14, 1, {}),
+    ("mobileone", 32, 64, 56, 3, {"groups": 64}),
+    ("mobileone", 32, 192, 28, 3, {"groups": 192}),
+    ("mobileone", 64, 256, 14, 3, {"groups": 256}),
+    ("mobileone", 32, 192, 28, 3, {"groups": 192, "stride": 2}),
+    ("mobileone", 32, 192, 28, 5, {"groups": 192}),
+    ("repvgg", 16, 64, 56, 3, {}),
+    ("repvgg", 16, 128, 28, 3, {}),
+    ("dbb", 16, 64, 56, 3, {}),
+    ("dbb", 16, 128, 28, 3, {}),
+]
+#: Inputs for which the price of merging itself shows.
+SWEEP: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
+    *(("mobileone", n, c, h, 1, {}) for n, c, h in ((4, 32, 8), (16, 64, 8), (16, 64, 14))),
+    *(("mobileone", n, c, h, 1, {}) for n, c, h in ((16, 256, 7), (16, 512, 7), (16, 1024, 5))),
+    *(("mobileone", 16, c, h, 3, {"groups": c}) for c, h in ((64, 14), (128, 20), (256, 10))),
+    ("mobileone", 16, 128, 40, 3, {"groups": 128, "stride": 2}),
+    *(("repvgg", 16, c, h, 3, {}) for c, h in ((48, 32), (96, 16), (192, 8), (512, 7))),
+]
+#: Network, images, size.
+NETWORKS = [("mobileone_s0", 16, 160), ("repvgg_a0", 16, 128)]
+EXECUTIONS = ("branchwise", "merged", "auto")
+
+
+def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return a function that runs a model forward and backward."""
+    gradient = torch.randn_like(model(x))
+
+    def step() -> None:
+        model(x.detach().requires_grad_()).backward(gradient)
+
+    return step
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Return what a forward pass keeps for the backward one, the input and the weights aside."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = x.detach().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    own = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
+    del y
+    return sum(size for place, size in kept.items() if place not in own)
+
+
+def measure(models: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str, Any]:
+    """Return times and bytes as ratios to ``models["plain"]``, and the time of that in ms."""
+    times = time_interleaved(
+        {name: training_step(model, x) for name, model in models.items()}, rounds, repeats=1
+    )
+    kept = {name: kept_bytes(model, x) for name, model in models.items()}
+    return {
+        "plain_ms": times["plain"],
+        "time": {name: value / times["plain"] for name, value in times.items()},
+        "memory": {name: value / kept["plain"] for name, value in kept.items()},
+    }
+
+
+def executions_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return a copy of a model for each execution."""
+    models = {name: copy.deepcopy(model) for name in EXECUTIONS}
+    for name, twin in models.items():
+        set_execution(twin, name)
+    return models
+
+
+def block_models(
+    name: str, channels: int, kernel_size: int, **options: Any
+) -> dict[str, nn.Module]:
+    """Return plain, our executions, the peers, and the block with frozen norms."""
+    shape = (channels, channels, kernel_size)
+    block = create_block(name, *shape, **options)
+    assert isinstance(block, ConvBlock)
+    models: dict[str, nn.Module] = {"plain": create_block("plain", *shape, **options)}
+    models |= executions_of(block)
+    models |= peers_of(block, name)
+    frozen = copy.deepcopy(block)
+    for module in frozen.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return models | {"frozen": frozen}
+
+
+def network_models(name: str) -> dict[str, nn.Module]:
+    """Return the network of plain blocks, our executions and timm's own."""
+    models = {"plain": timm.create_model(f"repblocks_{name}", block="plain")}
+    models |= executions_of(timm.create_model(f"repblocks_{name}"))
+    return models | {"timm byobnet": timm.create_model(name)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: what is timed, and on what."""
+
+    title: str
+    build: Callable[[], dict[str, nn.Module]]
+    batch: int
+    channels: int
+    size: int
+
+
+def cases(kind: str) -> Iterator[Case]:
+    """Give the rows of a table."""
+    if kind == "networks":
+        for name, batch, size in NETWORKS:
+            yield Case(f"{name} {size} px", partial(network_models, name), batch, 3, size)
+        return
+    for name, batch, width, size, k, options in SWEEP if kind == "sweep" else BLOCKS:
+        depthwise = "depthwise " if "groups" in options else ""
+        stride = f" /{options['stride']}" if "stride" in options else ""
+        title = f"{name} {depthwise}{k}x{k}{stride}, {batch} x {width} x {size}²"
+        build = partial(block_models, name, width, k, **options)
+        yield Case(title, build, batch, width, size)
+
+
+def rows_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measure everything that was asked for."""
+    found: dict[str, dict[str, Any]] = {}
+    layout = LAYOUTS[arguments.layout]
+    for case in cases(arguments.kind):
+        if arguments.only in case.title:
+            x = torch.randn(case.batch, case.channels, case.size, case.size).relu()
+            models = {key: model.to(memory_format=layout) for key, model in case.build().items()}
+            found[case.title] = measure(models, x.to(memory_format=layout), arguments.rounds)
+            print(case.title, "done", flush=True)
+    return found
+
+
+def draw(found: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Draw times and memory as bars."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.2 + 0.9 * len(found)), layout="constrained")
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("time", "memory"), strict=True):
+        names = [*dict.fromkeys(name for row in found.values() for name in row[key])]
+        for number, name in enumerate(names):
+            places = [i + number / (len(names) + 1) for i in range(len(found))]
+            axes.barh(
+                places,
+                [row[key].get(name, 0) for row in found.values()],
+                1 / (len(names) + 1),
+                label=name,
+            )
+        axes.set_yticks([i + 0.4 for i in range(len(found))], [*found])
+        axes.set_title(f"{key}, ratio to plain")
+        axes.axvline(1, color="black", linewidth=0.5)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Print the table, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="part of a row's title")
+    parser.add_argument("--layout", choices=LAYOUTS, default="nchw")
+    for kind in ("networks", "sweep"):
+        parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind)
+    parser.set_defaults(kind="blocks")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found = rows_of(arguments)
+    names = [*dict.fromkeys(name for row in found.values() for name in row["time"])][1:]
+    rows = [
+        [title, f"{row['plain_ms']:.1f}"]
+        + [
+            f"{row['time'][n]:.2f} / {row['memory'][n]:.2f}" if n in row["time"] else ""
+            for n in names
+        ]
+        for title, row in found.items()
+    ]
+    title = f"Time / memory against plain, {arguments.layout}, {arguments.threads} thread(s)"
+    print_table(title, ["", "plain, ms", *names], rows)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    stem = f"training_cost_{arguments.kind}_{arguments.layout}"
+    (arguments.output / f"{stem}.json").write_text(json.dumps(found, indent=2) + "\n")
+    draw(found, arguments.output / f"{stem}.png")
+    print(f"Written: {arguments.output / stem}.json, .png")
+
+
+if __name__ == "__main__":
+    main()
