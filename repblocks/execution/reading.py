@@ -36,11 +36,6 @@ class NormedConv:
     norm: BatchNorm
 
     @property
-    def is_pointwise(self) -> bool:
-        """Whether there is a single tap."""
-        return self.taps == 1
-
-    @property
     def taps(self) -> int:
         """Number of taps."""
         return prod(axis.size for axis in self.axes)
@@ -74,6 +69,8 @@ def read_branch(branch: nn.Module, ndim: int) -> NormedConv | None:
             conv, after = step, conv_axes(step)
         else:
             return None
+        if any(b.pads and min(a.low, a.high) < 0 for b, a in zip(after, axes, strict=True)):
+            return None  # zeros stand where the input goes on
         axes = tuple(compose_axes(b, a) for b, a in zip(after, axes, strict=True))
     return NormedConv(conv, axes, norm)
 

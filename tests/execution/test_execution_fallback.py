@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from repblocks.blocks import ConvBlock
-from repblocks.branches import Sum
+from repblocks.branches import Pad, Sum
 from repblocks.errors import RepblocksError
 
 
@@ -105,6 +105,14 @@ def test_the_order_of_the_branches_does_not_matter(shape):
     assert_same(
         step(block, image(2, 8, 9, 9), "merged"), step(block, image(2, 8, 9, 9), "branchwise")
     )
+
+
+@pytest.mark.filterwarnings("ignore:execution=merged runs branchwise")
+def test_a_crop_before_a_padded_convolution_is_not_one_kernel():
+    block, x = block_of("mobileone", 8, 8, 3, groups=8), image(2, 8, 9, 9)
+    for name, branch in block.branches.items():
+        block.branches[name] = nn.Sequential(Pad(((-1, -1), (-1, -1))), *branch)
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
 
 
 def test_a_branch_that_is_replaced_is_read_anew():
