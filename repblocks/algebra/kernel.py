@@ -17,13 +17,12 @@ from repblocks.algebra.affine import AffineMap, Lazy, block_index, embed, tensor
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.serial import compose, in_blocks
-from repblocks.algebra.special import CONV_CLASSES
+from repblocks.algebra.special import CONV_CLASSES, CONV_FUNCTIONS
 from repblocks.errors import ConfigurationError, NotFoldable
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Pairs = tuple[tuple[int, int], ...]
 
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -96,7 +95,7 @@ class ConvKernel:
 
     def __post_init__(self) -> None:
         ndim = self.weight.ndim - 2
-        if ndim not in _CONV:
+        if ndim not in CONV_FUNCTIONS:
             raise ConfigurationError(
                 "weight must be (C_out, C_in // groups, *k) with 1 to 3 axes in k, got shape "
                 f"{tuple(self.weight.shape)}."
@@ -236,7 +235,7 @@ class ConvKernel:
         if any(sides):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, sides, mode)
-        convolve = _CONV[len(self.axes)]
+        convolve = CONV_FUNCTIONS[len(self.axes)]
         return convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
     def __add__(self, other: ConvKernel) -> ConvKernel:

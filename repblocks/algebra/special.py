@@ -12,6 +12,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap, Lazy, embed
 from repblocks.algebra.axis import Axis
@@ -22,6 +23,7 @@ CONV_CLASSES: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     2: nn.Conv2d,
     3: nn.Conv3d,
 }
+CONV_FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 def average_pooling(channels: int, axes: Sequence[Axis], like: Tensor | None = None) -> AffineMap:

@@ -20,7 +20,7 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.rules import apply, rule
 from repblocks.algebra.serial import compose
-from repblocks.algebra.special import average_pooling, zero_padding
+from repblocks.algebra.special import CONV_FUNCTIONS, average_pooling, zero_padding
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -29,7 +29,6 @@ NORM_CLASSES: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.Ba
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
-_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 class Sum(nn.ModuleDict):
@@ -143,7 +142,7 @@ class AveragePool(nn.Module):
         weight = x.new_full((x.shape[1], 1, *sizes), 1 / torch.Size(sizes).numel())
         stride = [axis.stride for axis in self.axes]
         dilation = [axis.dilation for axis in self.axes]
-        return _CONV[len(sizes)](x, weight, None, stride, 0, dilation, x.shape[1])
+        return CONV_FUNCTIONS[len(sizes)](x, weight, None, stride, 0, dilation, x.shape[1])
 
     def extra_repr(self) -> str:
         """Show the windows."""

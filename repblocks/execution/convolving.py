@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from repblocks.algebra.axis import Axis
-
-CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+from repblocks.algebra.special import CONV_FUNCTIONS
 
 
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
@@ -42,7 +41,7 @@ def convolve(
 ) -> Tensor:
     """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``."""
     x, padding = _evenly_padded(x, axes)
-    return CONV[len(axes)](
+    return CONV_FUNCTIONS[len(axes)](
         x,
         weight.to(x.dtype),
         None if bias is None else bias.to(x.dtype),

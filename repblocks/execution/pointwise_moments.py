@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution.convolving import CONV
+from repblocks.algebra.special import CONV_FUNCTIONS
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Channels:
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
-        return CONV[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
+        return CONV_FUNCTIONS[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times the centred channels, ``(G, R, D)``."""

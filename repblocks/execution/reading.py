@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.algebra.axis import Axis, common_axis, compose_axes
-from repblocks.algebra.kernel import Conv, conv_padding
+from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import has_rule
 from repblocks.branches import Pad, Subsample, Sum
@@ -66,7 +66,7 @@ def read_branch(branch: nn.Module, ndim: int) -> NormedConv | None:
         elif isinstance(step, Subsample):
             after = [Axis(1, stride) for stride in step.stride]
         elif isinstance(step, Conv) and _is_plain(step, ndim):
-            conv, after = step, conv_axes(step)
+            conv, after = step, [*ConvKernel.from_conv(step).axes]
         else:
             return None
         if any(b.pads and min(a.low, a.high) < 0 for b, a in zip(after, axes, strict=True)):
@@ -77,12 +77,6 @@ def read_branch(branch: nn.Module, ndim: int) -> NormedConv | None:
 
 def _is_plain(conv: Conv, ndim: int) -> bool:
     return conv.bias is None and conv.padding_mode == "zeros" and len(conv.kernel_size) == ndim
-
-
-def conv_axes(conv: Conv) -> list[Axis]:
-    """Return where the taps of a convolution read."""
-    described = zip(conv.kernel_size, conv.stride, conv_padding(conv), conv.dilation, strict=True)
-    return [Axis(k, s, low, high, d) for k, s, (low, high), d in described]
 
 
 def _steps(branch: nn.Module) -> Iterator[nn.Module]:
