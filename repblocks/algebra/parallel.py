@@ -10,7 +10,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cache, reduce
 from math import gcd
 
 import torch
@@ -44,12 +44,18 @@ def add(*maps: AffineMap) -> AffineMap:
     if len(out_channels) > 1:
         raise NotFoldable(f"The branches of a sum have {sorted(out_channels)} output channels.")
     index, columns = _common_index(maps)
+    like = cache(lambda: _first_weight(maps))
+    # What is as large as the sum is what the others are added to.
+    is_large = [c is None and value.axes == axes for value, c in zip(maps, columns, strict=True)]
+    terms = sorted(zip(maps, columns, is_large, strict=True), key=lambda term: not term[2])
 
     def weight(start: int, stop: int) -> Tensor:
-        like = _first_weight(maps)
-        parts = promoted(*(evaluated_rows(value, start, stop, like) for value in maps))
-        total = parts[0].new_zeros(stop - start, index.shape[1], *(axis.size for axis in axes))
-        for value, part, column in zip(maps, parts, columns, strict=True):
+        parts = promoted(*(evaluated_rows(value, start, stop, like()) for value, *_ in terms))
+        if any(is_large):
+            total = parts[0].clone(memory_format=torch.contiguous_format)
+        else:
+            total = parts[0].new_zeros(stop - start, index.shape[1], *(axis.size for axis in axes))
+        for (value, column, _), part in list(zip(terms, parts, strict=True))[any(is_large) :]:
             own = None if column is None else column[start:stop]
             accumulate(total, part, own, value.axes, axes)
         return total

@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+from functools import cache
 from math import gcd
 
 import torch
@@ -98,10 +99,14 @@ def _composed_weight(
     second: AffineMap, first: AffineMap, axes: tuple[Axis, ...]
 ) -> tuple[Tensor, Lazy | None]:
     if first.is_selection and first.sizes == (1,) * len(axes):
-        index = first.index[:, 0][second.index]
-        return index, second.weight
+        read = first.index[:, 0]
+        is_identity = torch.equal(read, torch.arange(first.out_channels))
+        return second.index if is_identity else read[second.index], second.weight
+    width = second.index.shape[1] * first.index.shape[1]
+    if width in (second.index.shape[1], first.index.shape[1]):
+        return _composed_sparse(second, first)
     groups = gcd(second.groups, first.groups)
-    if second.index.shape[1] * first.index.shape[1] <= first.in_channels // groups:
+    if width <= first.in_channels // groups:
         return _composed_sparse(second, first)
     return _composed_blocks(second, first, groups)
 
@@ -115,8 +120,10 @@ def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]
     if 1 not in (second.index.shape[1], first.index.shape[1]):
         index, column = merged_columns(index)
 
+    like = cache(lambda: _known_weight(first))
+
     def weight(start: int, stop: int) -> Tensor:
-        outer = evaluated_rows(second, start, stop, _known_weight(first))
+        outer = evaluated_rows(second, start, stop, like())
         if is_in_order:
             read = evaluated_rows(first, start, stop, outer).unsqueeze(1)
         else:

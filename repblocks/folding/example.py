@@ -38,8 +38,8 @@ def run_example(flow: Flow) -> tuple[list[Call], Any]:
     """Run every step once, without gradients, and write into it what it gave.
 
     A step that reads what another has changed in place since is made to read that other one: its
-    arguments are changed. Tensors are kept until the end of the run, so that no memory is reused,
-    and then let go; other values (sizes) stay in the steps.
+    arguments are changed. Tensors are kept, so that no memory is reused, until the flow forgets
+    them.
 
     Returns:
         The outermost calls inside opaque modules, of modules that were called once; and the output.
@@ -59,13 +59,11 @@ def run_example(flow: Flow) -> tuple[list[Call], Any]:
         flow.output, lambda leaf: _current(leaf, changed, flow) if isinstance(leaf, Step) else leaf
     )
     output = map_aggregate(flow.output, lambda leaf: leaf.value if isinstance(leaf, Step) else leaf)
-    for step in flow.steps:
-        if parts(step.value):
-            step.value = None
     return calls, output
 
 
 def _run(step: Step, watch: Watch) -> list[Call]:
+    read: list[Tensor] = []
     if step.target != INPUT:
         args, kwargs = map_aggregate(
             (step.args, dict(step.kwargs)),
@@ -84,7 +82,9 @@ def _run(step: Step, watch: Watch) -> list[Call]:
         found = []
     if isinstance(step.value, Tensor):
         step.shape, step.dtype = tuple(step.value.shape), step.value.dtype
-    step.storage = frozenset(map(_storage, parts(step.value).values()))
+    given = parts(step.value).values()
+    step.storage = frozenset(map(_storage, given))
+    step.seen = tuple((tensor, tensor._version) for tensor in (*read, *given))
     return found
 
 

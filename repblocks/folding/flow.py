@@ -16,7 +16,8 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules import module as all_modules
 
 from repblocks.algebra.rules import has_rule
-from repblocks.folding.tracing import Activation, Trace, symbolic, trace
+from repblocks.folding.recording import parts
+from repblocks.folding.tracing import Activation, Trace, Tracing
 from repblocks.folding.watching import Watch
 
 #: A step's place of a value that an operation changed in place through another view of it.
@@ -72,7 +73,8 @@ class Step:
         problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
         dtype: Of its output in the example, likewise.
-        value: The example's output, while the example runs.
+        value: The example's output; tensors only until the flow forgets them.
+        seen: The tensors that it read and gave, with the version that they had then, likewise.
         mutates: The memory that it changes in place.
         storage: The memory of all tensors of its output.
         is_aliased: It changes in place what is read afterwards under the old name.
@@ -89,6 +91,7 @@ class Step:
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     value: Any = None
+    seen: tuple[tuple[Tensor, int], ...] = ()
     mutates: frozenset[int] = frozenset()
     storage: frozenset[int] = frozenset()
     is_aliased: bool = False
@@ -117,6 +120,13 @@ class Flow:
     steps: list[Step]
     output: Any
     watch: Watch
+
+    def forget(self) -> None:
+        """Let the tensors of the example go; other values (sizes) stay in the steps."""
+        for step in self.steps:
+            step.seen = ()
+            if parts(step.value):
+                step.value = None
 
 
 def steps_in(structure: Any) -> Iterator[Step]:
@@ -148,8 +158,7 @@ def flatten(
     if problem:
         output = builder.opaque(module, args, kwargs, path, None, problem)
         return Flow(builder.steps, output, builder.watch)
-    with symbolic(module, builder.watch):
-        output = builder.visit(path, module, args, kwargs, None)
+    output = builder.tracing.during(module, lambda: builder.visit(path, module, args, kwargs, None))
     return Flow(builder.steps, output, builder.watch)
 
 
@@ -157,6 +166,7 @@ class _Builder:
     def __init__(self) -> None:
         self.steps: list[Step] = []
         self.watch = Watch()
+        self.tracing = Tracing(self.watch)
 
     def as_input(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor | Activation) or isinstance(leaf, nn.Parameter):
@@ -174,7 +184,7 @@ class _Builder:
         parent: Scope | None,
     ) -> Scope:
         symbolic = map_aggregate((args, dict(kwargs)), _symbol)
-        found = trace(module, *symbolic, self.watch)
+        found = self.tracing.of(module, *symbolic)
         scope = Scope(path, module, found, args, kwargs, parent)
         given = steps_in((args, dict(kwargs)))
         scope.values.update(zip(found.placeholders, given, strict=True))

@@ -185,10 +185,11 @@ def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
         flow = flatten(call.path, call.module, *_copies(call))
         if example_input is not None:
             found, output = run_example(flow)
-            if not is_faithful(output, call.module, *_copies(call)):
+            if not is_faithful(flow, output, call.module, *_copies(call)):
                 problem = "Its code does something else with tensors than with symbols."
                 flow = flatten(call.path, call.module, *_copies(call), problem)
                 found, _ = run_example(flow)
+            flow.forget()
             waiting += [c for c in found if any(c.module.children())]
         flows.append(flow)
     return flows

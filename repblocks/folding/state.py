@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,15 +45,25 @@ def replayed(modules: Iterable[nn.Module]) -> Iterator[None]:
                 buffer.data.copy_(value)
 
 
+def memory_of(module: nn.Module) -> set[int]:
+    """Return the memory of all tensors that a module holds."""
+    plain = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
+    return {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), *plain)}
+
+
 @contextmanager
-def constant(module: nn.Module) -> Iterator[None]:
+def constant(module: nn.Module, known: Set[int]) -> Iterator[None]:
     """Let the code of a module run, if it gives the same each time.
+
+    Args:
+        module: The module.
+        known: The memory that was there before.
 
     Raises:
         NotFoldable: if it draws random numbers, or changes a tensor or a number of the module.
     """
     before = [dict(table) for table in _tables(module)]
-    with _Constant(module):
+    with _Constant(known):
         yield
     for old, new in zip(before, _tables(module), strict=True):
         for name, value in new.items():
@@ -74,11 +84,9 @@ def _differs(new: Any, old: Any) -> bool:
 class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type
     """Refuses operations that are random or change what was there before."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, known: Set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no type
-        plain = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-        known = [*module.parameters(), *module.buffers(), *plain]
-        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known = known
 
     def __torch_dispatch__(
         self,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from repblocks.folding.state import constant, restored
+from repblocks.folding.state import constant, memory_of, restored
 from repblocks.folding.watching import Watch, watched
 
 
@@ -45,27 +45,71 @@ class Trace:
     constants: dict[str, Tensor]
 
 
-def trace(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], watch: Watch
-) -> Trace:
-    """Trace ``module(*args, **kwargs)``, in which activations are given as :class:`Activation`.
+class Tracing(fx.Tracer):
+    """Traces modules, one after the other, while it leads what they call and read to symbols.
 
-    To be called inside :func:`symbolic`.
-
-    Raises:
-        NotFoldable: if a call of the module may differ from the next one.
-        Exception: whatever the module's own code raises when it meets a symbol.
+    Args:
+        watch: Sees which modules the code of others looks into.
     """
-    try:
-        return _trace(_Tracer(module, args, kwargs, watch), module)
-    except TypeError:  # Some methods of tensors do not take symbols; those of symbols do.
-        return _trace(_Tracer(module, args, kwargs, watch, symbolic=True), module)
 
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(autowrap_modules=())
+        self._watch = watch
+        self._known: set[int] = set()
+        self._at_work: _Tracer | None = None
 
-def _trace(tracer: _Tracer, module: nn.Module) -> Trace:
-    with torch.no_grad(), constant(module):
-        graph = tracer.trace(module)
-    return Trace(graph, tracer.placeholders, tracer.constants)
+    def during(self, module: nn.Module, function: Callable[[], Any]) -> Any:
+        """Call a function that may call :meth:`of`, and undo what tracing leaves in a module.
+
+        What torch.fx changes in torch for a trace is changed once for all of them.
+        """
+        results: list[Any] = []
+        self._known = memory_of(module)
+
+        def run() -> None:
+            results.append(function())
+
+        with _functions_of_symbols(), restored(module.modules()), watched(self._watch):
+            self.trace(run)
+        return results[0]
+
+    def of(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+        """Trace ``module(*args, **kwargs)``, in which :class:`Activation` stands for activations.
+
+        Raises:
+            NotFoldable: if a call of the module may differ from the next one.
+            Exception: whatever the module's own code raises when it meets a symbol.
+        """
+        try:
+            return self._trace(_Tracer(module, args, kwargs, self._watch))
+        except TypeError:  # Some methods of tensors do not take symbols; those of symbols do.
+            return self._trace(_Tracer(module, args, kwargs, self._watch, symbolic=True))
+
+    def _trace(self, tracer: _Tracer) -> Trace:
+        self._at_work = tracer
+        try:
+            with torch.no_grad(), constant(tracer.root, self._known):
+                return tracer.run()
+        finally:
+            self._at_work = None
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Let the tracer at work write down a call, or do it."""
+        if self._at_work is None:
+            return forward(*args, **kwargs)
+        return self._at_work.call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
+        """Let the tracer at work give what is read of a module."""
+        if self._at_work is None:
+            return attr_val
+        return self._at_work.getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Symbol(fx.Proxy):
@@ -84,6 +128,8 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "
 
 
 class _Tracer(fx.Tracer):
+    """Writes down one call of one module."""
+
     def __init__(
         self,
         module: nn.Module,
@@ -94,6 +140,9 @@ class _Tracer(fx.Tracer):
         symbolic: bool = False,
     ) -> None:
         super().__init__(autowrap_modules=())
+        self.root = module
+        self.graph = fx.Graph()
+        self.tensor_attrs = {}
         self._symbolic = symbolic
         self._call = (args, dict(kwargs))
         self._watch = watch
@@ -102,18 +151,14 @@ class _Tracer(fx.Tracer):
         self.placeholders: list[fx.Node] = []
         self.constants: dict[str, Tensor] = {}
 
-    def create_args_for_root(
-        self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[[], Any], list[Any]]:
-        del root_fn, is_module, concrete_args
+    def run(self) -> Trace:
+        """Run the module on symbols."""
         args, kwargs = map_aggregate(self._call, self._symbol)
-
-        def run() -> Any:
-            with self._watch.running(self.root):
-                # The bound method, so that a forward that was set on the instance is traced.
-                return self.root.forward(*args, **kwargs)
-
-        return run, []
+        with self._watch.running(self.root):
+            # The bound method, so that a forward that was set on the instance is traced.
+            output = self.root.forward(*args, **kwargs)
+        self.create_node("output", "output", (self.create_arg(output),), {})
+        return Trace(self.graph, self.placeholders, self.constants)
 
     def _symbol(self, argument: Any) -> Any:
         if not isinstance(argument, Activation):
@@ -128,6 +173,10 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del m, module_qualified_name
         return True
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        own = (name for name, child in self.root.named_children() if child is mod)
+        return next(own, None) or super().path_of_module(mod)
 
     def call_module(
         self,
@@ -172,8 +221,8 @@ def _has_proxy(structure: Any) -> bool:
 
 
 @contextmanager
-def symbolic(module: nn.Module, watch: Watch) -> Iterator[None]:
-    """Let functions of numbers take symbols, and undo what tracing leaves in a module.
+def _functions_of_symbols() -> Iterator[None]:
+    """Let functions of numbers take symbols.
 
     Python's own ``max`` and ``min`` compare, and those of ``math`` convert, which a symbol cannot.
     """
@@ -182,8 +231,7 @@ def symbolic(module: nn.Module, watch: Watch) -> Iterator[None]:
     try:
         for home, name, original in originals:
             setattr(home, name, _recorded(original))
-        with restored(module.modules()), watched(watch):
-            yield
+        yield
     finally:
         for home, name, original in originals:
             setattr(home, name, original)
