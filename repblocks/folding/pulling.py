@@ -109,7 +109,7 @@ def _insert(
         old = before[reader]
         operands = tuple(part if one is passed else one for one in old.operands)
         region.operations[reader] = replace(
-            old, operands=operands, apply=_reading(old, part, passed)
+            old, operands=operands, apply=reading(old, part, passed)
         )
     region.operations[step] = identity(of_step.operands[0])
     region.operations[part] = unary(passed, Kind.NORM, own, 1, macs)
@@ -148,7 +148,9 @@ def _check_followed(passed: Step, region: Region) -> None:
         raise NotFoldable("What follows cannot take it in.")
 
 
-def _reading(old: Operation, part: Step, passed: Step) -> Callable[..., Located]:
+def reading(old: Operation, part: Step, passed: Step) -> Callable[..., Located]:
+    """Return what an operation does when it reads a part where it read what the part is of."""
+
     def apply(values: Mapping[Step, Located]) -> Located:
         return old.apply({passed if s is part else s: value for s, value in values.items()})
 
@@ -163,11 +165,11 @@ def _passed_on(
     if operation is not None and operation.kind is Kind.MOVE and read.shape is not None:
         order = channels_after(passed, read.shape)
         return factor[order], shift[order]
-    return factor, shift * _sum_of_taps(passed, read, region)
+    return factor, shift * sum_of_taps(passed, read, region)
 
 
-def _sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
-    """Return what an operation makes of ones, a channel: ``(C,)`` or one number.
+def sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
+    """Return what an operation makes of ones in each channel: ``(C,)`` or one number.
 
     Raises:
         NotFoldable: if it does not treat each channel for itself and all positions alike.

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from repblocks.errors import NotFoldable
+from repblocks.folding.fanning import fan
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.operation import Kind, numel
 from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
@@ -25,7 +26,10 @@ def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
 
     What can go back to a layer does so first: of several slices of one value only one at a time.
     """
-    found = _moves(flow, region, folded, (_push, spread)) or _moves(flow, region, folded, (pull,))
+    for moves in ((_push, spread), (fan, pull)):
+        found = _moves(flow, region, folded, moves)
+        if found:
+            break
     if found:
         region.describe(flow, dict(region.operations))
     return found

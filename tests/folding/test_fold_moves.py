@@ -72,3 +72,29 @@ def test_norms_of_two_slices_go_back_to_the_layer_though_views_follow():
     result = folded_exactly(model, 3, 4, 2, 3)
     assert count(result, nn.BatchNorm2d) == 0
     assert result.fold_report.left == ()
+
+
+def test_a_norm_goes_on_every_path_to_the_layers_that_take_it_in():
+    def code(m, x):
+        tokens = m.norm(x).flatten(2).transpose(1, 2)
+        fewer = m.pool(tokens.transpose(1, 2))
+        fewer = m.second(fewer).transpose(1, 2)
+        return m.q(tokens).softmax(-1).sum(1) + (m.k(fewer) * m.v(fewer).relu()).sum(1)
+
+    linear = {name: nn.Linear(4, 5) for name in "qkv"}
+    norms = {"norm": nn.BatchNorm2d(4), "second": nn.BatchNorm1d(4)}
+    result = folded_exactly(Code(code, **norms, pool=nn.AvgPool1d(3), **linear), 3, 4, 2, 3)
+    assert count(result, nn.BatchNorm1d, nn.BatchNorm2d) == 0
+    assert count(result, nn.Linear) == 3
+
+
+def test_a_norm_stays_where_one_path_comes_to_no_layer():
+    def code(m, x):
+        tokens = m.norm(x)
+        return m.layer(m.pool(tokens)).sum() + tokens.relu()
+
+    modules = {"norm": nn.BatchNorm2d(4), "pool": nn.AvgPool2d(2), "layer": nn.Conv2d(4, 5, 1)}
+    result = folded_exactly(Code(code, **modules), 3, 4, 4, 6)
+    assert count(result, nn.BatchNorm2d) == 1
+    (left,) = result.fold_report.left
+    assert left.reason == "another reader needs the unfolded value"
