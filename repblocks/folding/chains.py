@@ -12,8 +12,8 @@ from torch import nn
 from repblocks.algebra.kernel import Conv
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import Step
-from repblocks.folding.fold import flows_of
 from repblocks.folding.operation import Kind
+from repblocks.folding.programs import flows_of
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites, calls_and_readers
 
@@ -46,7 +46,7 @@ def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
     twin = copy.deepcopy(model)
     twin.eval()
     flows = flows_of(twin, example_input)
-    calls, readers = calls_and_readers(flows)
+    calls, readers = calls_and_readers(twin, flows)
     found: list[ConvChain] = []
     for flow in flows:
         region = Region.of(flow)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,8 @@ def run_example(flow: Flow) -> tuple[list[Call], Any]:
     them.
 
     Returns:
-        The outermost calls inside opaque modules, of modules that were called once; and the output.
+        The calls of modules that have a program apart, and the outermost ones inside opaque
+        modules; and the output.
     """
     calls: list[Call] = []
     changed: dict[int, Step] = {}
@@ -78,6 +78,8 @@ def _run(step: Step, watch: Watch) -> list[Call]:
             _storage(t) for t, old in zip(read, versions, strict=True) if t._version != old
         )
         found = recorder.calls
+        if step.is_apart and step.module is not None:
+            found = [Call(step.path, step.module, args, kwargs)]
     else:
         found = []
     if isinstance(step.value, Tensor):
@@ -129,18 +131,12 @@ class _Recorder:
 
     def __init__(self, step: Step, watch: Watch) -> None:
         self._who = watch
-        self._module = step.module if step.is_opaque else None
+        self._module = step.module if step.is_opaque and not step.is_apart else None
         self._path = step.path
         self._depth = 0
         self._is_on = False
-        self._seen: dict[str, Call] = {}
-        self._count: Counter[str] = Counter()
+        self.calls: list[Call] = []
         self._handles: list[Any] = []
-
-    @property
-    def calls(self) -> list[Call]:
-        """What was called once."""
-        return [found for path, found in self._seen.items() if self._count[path] == 1]
 
     def __enter__(self) -> None:
         if self._module is None or type(self._module).__module__.startswith("torch."):
@@ -153,9 +149,8 @@ class _Recorder:
 
     def _watch(self, path: str, module: nn.Module) -> None:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._count[path] += 1
             if self._depth == 0:
-                self._seen[path] = Call(path, module, args, kwargs)
+                self.calls.append(Call(path, module, args, kwargs))
             self._depth += 1
             self._who.enter(module)
 

@@ -6,7 +6,7 @@ non-leaf module called once in one way, whose trace it can be found in again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,7 @@ class Step:
         path: The module that is called, or the one whose code calls the function.
         scope: Whose trace it is in; None for an input.
         is_opaque: A module whose code could not be traced, or must not be looked into.
+        is_apart: An opaque module with a program of its own, as it is called several times.
         problem: Why it is opaque.
         shape: Of its output in the example; None if that is no tensor or there was no example.
         dtype: Of its output in the example, likewise.
@@ -87,6 +88,7 @@ class Step:
     path: str
     scope: Scope | None
     is_opaque: bool = False
+    is_apart: bool = False
     problem: str = ""
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
@@ -129,6 +131,13 @@ class Flow:
                 step.value = None
 
 
+def enclosing(scope: Scope | None) -> Iterator[Scope]:
+    """Yield a scope and those around it, from the inside."""
+    while scope is not None:
+        yield scope
+        scope = scope.parent
+
+
 def steps_in(structure: Any) -> Iterator[Step]:
     """Find the steps in nested tuples, lists, dicts and slices."""
     found: list[Step] = []
@@ -147,13 +156,14 @@ def flatten(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     problem: str = "",
+    apart: Set[int] = frozenset(),
 ) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
     A module whose code cannot be traced, or for which a problem is given, is one opaque step, whose
-    ``problem`` says why.
+    ``problem`` says why; so is each call of the modules that have a program apart, by identity.
     """
-    builder = _Builder()
+    builder = _Builder(apart)
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
     if problem:
         output = builder.opaque(module, args, kwargs, path, None, problem)
@@ -163,8 +173,9 @@ def flatten(
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, apart: Set[int]) -> None:
         self.steps: list[Step] = []
+        self._apart = apart
         self.watch = Watch()
         self.tracing = Tracing(self.watch)
 
@@ -217,6 +228,10 @@ class _Builder:
     ) -> Any:
         module = scope.module.get_submodule(name)
         path = join(scope.path, name)
+        if id(module) in self._apart:
+            step = self.opaque(module, args, kwargs, path, scope, "It is called several times.")
+            step.is_apart = True
+            return step
         if has_hooks(module):
             return self.opaque(module, args, kwargs, path, scope, "It has hooks.")
         if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:

@@ -8,31 +8,26 @@ compute; the result is compared with a float64 run of the original.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
-from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import RepblocksError
-from repblocks.folding.example import Call, run_example
-from repblocks.folding.faithful import is_faithful
-from repblocks.folding.flow import Flow, Step, flatten
+from repblocks.folding.flow import Flow, Step
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
 from repblocks.folding.planning import ANY_PRICE, Plan, plan
+from repblocks.folding.programs import flows_of
 from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, put, rewrite
 from repblocks.folding.sites import Emptied, Readers, Sites, calls_and_readers
-from repblocks.folding.tracing import Activation
 from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
@@ -149,7 +144,7 @@ class _Analysis:
         twin = copy.deepcopy(model)
         twin.eval()
         flows = flows_of(twin, example_input)
-        calls, readers = calls_and_readers(flows)
+        calls, readers = calls_and_readers(twin, flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
         parts = [
             _plan_and_place(*part, calls, readers) for part in zip(flows, regions, strict=True)
@@ -174,42 +169,6 @@ class _Analysis:
 def _batch(example_input: Any) -> int:
     sizes = [x.shape[0] for x in tree_leaves(example_input) if isinstance(x, Tensor) and x.ndim]
     return max(1, sizes[0]) if sizes else 1
-
-
-def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
-    """Trace a model in evaluation mode, and below what cannot be traced what it calls."""
-    flows: list[Flow] = []
-    waiting: list[Call] = [Call("", model, _arguments(model, example_input), {})]
-    while waiting:
-        call = waiting.pop(0)
-        flow = flatten(call.path, call.module, *_copies(call))
-        if example_input is not None:
-            found, output = run_example(flow)
-            if not is_faithful(flow, output, call.module, *_copies(call)):
-                problem = "Its code does something else with tensors than with symbols."
-                flow = flatten(call.path, call.module, *_copies(call), problem)
-                found, _ = run_example(flow)
-            flow.forget()
-            waiting += [c for c in found if any(c.module.children())]
-        flows.append(flow)
-    return flows
-
-
-def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Return the arguments of a call, which the call may change in place."""
-    copied: tuple[tuple[Any, ...], dict[str, Any]] = map_aggregate(
-        (call.args, dict(call.kwargs)),
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
-    )
-    return copied
-
-
-def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
-    if example_input is not None:
-        return example_input if isinstance(example_input, tuple) else (example_input,)
-    parameters = inspect.signature(model.forward).parameters.values()
-    required = [p for p in parameters if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
-    return tuple(Activation() for _ in required)
 
 
 def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], readers: Readers) -> _Placing:

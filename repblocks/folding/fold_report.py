@@ -70,7 +70,7 @@ class FoldReport:
 
     Multiply-adds are those of convolutions and linear layers, and one for each value that a
     BatchNorm or a scale of its own gives, for one input; without an example they are those of one
-    position.
+    position. What is called several times counts as its first call.
 
     Args:
         folded: What became one layer each.

@@ -42,7 +42,7 @@ def leftovers(
 
 
 def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
-    module = step.module
+    module = None if step.is_apart else step.module
     if module is not None and (step.is_opaque or is_batch_norm(module)):
         reason = Reason.OPAQUE if step.is_opaque else Reason.STATISTICS
         why = "; ".join(region.reasons.get(step, []))
@@ -116,6 +116,8 @@ def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
     """Return what a step is that is not affine, or not known to be."""
     if step.target == INPUT:
         return []
+    if step.is_apart:
+        return [(Reason.OTHER_READER, f"{step.path} is called several times.")]
     if step.is_opaque:
         return [(Reason.OPAQUE, "")]
     # Between the positions that a transposed convolution reads, and around them, are zeros.

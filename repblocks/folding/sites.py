@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -12,7 +12,7 @@ from repblocks.algebra.kernel import Conv
 from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
 from repblocks.folding.arguments import is_callable_as_graph, takes_one_argument
-from repblocks.folding.flow import Flow, Scope, Step, has_hooks
+from repblocks.folding.flow import Flow, Scope, Step, enclosing, has_hooks
 from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Candidate, Region
@@ -126,7 +126,7 @@ class Sites:
         operation, scope = self.region.operations[step], step.scope
         if step.module is not None or scope is None or operation.kind is not Kind.WEIGHT:
             return ""
-        inside = {s for s in self._steps if scope in _enclosing(s)}
+        inside = {s for s in self._steps if scope in enclosing(s.scope)}
         is_alone = inside == {step} and scope.output is step and self.replaceable(scope.module)
         is_called_so = scope.args == operation.operands and not scope.kwargs
         is_kind = (weights_of(step)[0].ndim > 2) == is_conv
@@ -137,8 +137,8 @@ class Sites:
 
         Other modules stay around their layer; a block is there to be folded.
         """
-        for scope in _enclosing(slot):
-            inside = {step for step in self._steps if scope in _enclosing(step)}
+        for scope in enclosing(slot.scope):
+            inside = {step for step in self._steps if scope in enclosing(step.scope)}
             fits = inside <= set(interior) and self.replaceable(scope.module)
             if fits and isinstance(scope.module, RepBlock):
                 return scope.path, inside
@@ -210,7 +210,7 @@ class Sites:
 
     def _whole_module(self, step: Step, source: Step, inside: Set[Step]) -> Site | None:
         """Find the smallest module that computes just these steps."""
-        for scope in _enclosing(step):
+        for scope in enclosing(step.scope):
             is_below_opaque = scope.parent is None and bool(scope.path)
             if scope.output is not step or is_below_opaque:
                 return None
@@ -228,7 +228,7 @@ class Sites:
         Raises:
             NotFoldable: if it cannot become a graph.
         """
-        for scope in _enclosing(step):
+        for scope in enclosing(step.scope):
             result = scope.node_of(step)
             read = scope.node_of(source, before=result)
             if result is None or read is None:
@@ -262,25 +262,24 @@ def _taps(step: Step) -> int:
     return weight[0, 0].numel()  # type: ignore[index] # a layer has a weight
 
 
-def _enclosing(step: Step) -> Iterator[Scope]:
-    scope = step.scope
-    while scope is not None:
-        yield scope
-        scope = scope.parent
-
-
 def _is_within(step: Step, scope: Scope) -> bool:
-    return step.scope is None or scope in _enclosing(step)
+    return step.scope is None or scope in enclosing(step.scope)
 
 
-def calls_and_readers(flows: Iterable[Flow]) -> tuple[Counter[int], Readers]:
-    """Count the calls of each module, leaf or not, and find whose code looks into it."""
-    calls: Counter[int] = Counter()
+def calls_and_readers(model: nn.Module, flows: Iterable[Flow]) -> tuple[Counter[int], Readers]:
+    """Count the calls of each module, leaf or not, and find whose code looks into it.
+
+    The calls of a module with a program of its own are one; each name that it has besides is one
+    more.
+    """
+    children = [child for module in model.modules() for child in module._modules.values()]
+    calls = Counter(map(id, children))
+    calls.subtract(dict.fromkeys(calls, 1))
     readers: dict[int, set[int]] = {}
     for flow in flows:
-        scopes = dict.fromkeys(scope for step in flow.steps for scope in _enclosing(step))
+        scopes = dict.fromkeys(scope for step in flow.steps for scope in enclosing(step.scope))
         calls.update(id(scope.module) for scope in scopes)
-        calls.update(id(step.module) for step in flow.steps if step.module is not None)
+        calls.update(id(s.module) for s in flow.steps if s.module is not None and not s.is_apart)
         for module, found in flow.watch.readers.items():
             readers.setdefault(module, set()).update(found)
     return calls, readers

@@ -1,0 +1,119 @@
+"""The programs of a model: its own, and one of each module below that needs one by itself.
+
+Those are what an untraceable module calls, and what is called several times: folded once, it is the
+same for all its calls.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.node import map_aggregate
+
+from repblocks.folding.example import Call, run_example
+from repblocks.folding.faithful import is_faithful
+from repblocks.folding.flow import Flow, Step, enclosing, flatten
+from repblocks.folding.tracing import Activation
+
+
+def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
+    """Trace a model in evaluation mode, and below it what has a program by itself."""
+    flows: list[Flow] = []
+    waiting: dict[int, list[Call]] = {
+        id(model): [Call("", model, _arguments(model, example_input), {})]
+    }
+    done: set[int] = set()
+    while waiting:
+        module, calls = next(iter(waiting.items()))
+        del waiting[module]
+        done.add(module)
+        flow = _flow(calls)
+        if flow is None:
+            continue
+        if example_input is not None:
+            flow, found = _run(flow, calls[0])
+            for call in found:
+                if id(call.module) not in done and any(call.module.children()):
+                    waiting.setdefault(id(call.module), []).append(call)
+        flows.append(flow)
+    return flows
+
+
+def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
+    if example_input is not None:
+        return example_input if isinstance(example_input, tuple) else (example_input,)
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [p for p in parameters if p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD]
+    return tuple(Activation() for _ in required)
+
+
+def _flow(calls: Sequence[Call]) -> Flow | None:
+    """Return the program of a module, if it is the same for all its calls."""
+    first, *others = map(_traced, calls)
+    return first if all(_is_same_program(first, other) for other in others) else None
+
+
+def _traced(call: Call) -> Flow:
+    flow = flatten(call.path, call.module, *_copies(call))
+    repeated = set(_repeated(flow))
+    return flatten(call.path, call.module, *_copies(call), apart=repeated) if repeated else flow
+
+
+def _repeated(flow: Flow) -> Iterator[int]:
+    """Find the outermost modules that a program calls several times, by identity."""
+    scopes = dict.fromkeys(scope for step in flow.steps for scope in enclosing(step.scope))
+    calls = Counter(id(scope.module) for scope in scopes)
+    for scope in scopes:
+        is_inner = any(calls[id(outer.module)] > 1 for outer in enclosing(scope.parent))
+        if calls[id(scope.module)] > 1 and not is_inner:
+            yield id(scope.module)
+
+
+def _run(flow: Flow, call: Call) -> tuple[Flow, list[Call]]:
+    """Run the example; where the code does not do what its trace does, the module is opaque."""
+    found, output = run_example(flow)
+    if not is_faithful(flow, output, call.module, *_copies(call)):
+        problem = "Its code does something else with tensors than with symbols."
+        flow = flatten(call.path, call.module, *_copies(call), problem)
+        found, _ = run_example(flow)
+    flow.forget()
+    return flow, found
+
+
+def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Return the arguments of a call, which the call may change in place."""
+    copied: tuple[tuple[Any, ...], dict[str, Any]] = map_aggregate(
+        (call.args, dict(call.kwargs)),
+        lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
+    )
+    return copied
+
+
+def _is_same_program(one: Flow, other: Flow) -> bool:
+    def content(flow: Flow) -> Any:
+        return [(s.path, s.target, s.is_opaque, s.args, dict(s.kwargs)) for s in flow.steps]
+
+    return _is_same((content(one), one.output), (content(other), other.output))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Tell whether structures of steps, tensors and constants are the same."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Step):
+        return bool(one.number == other.number)
+    if isinstance(one, Tensor):
+        fits = one.shape == other.shape and one.dtype == other.dtype
+        return one is other or (fits and torch.equal(one, other))
+    if isinstance(one, slice):
+        return _is_same((one.start, one.stop, one.step), (other.start, other.stop, other.step))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[k], other[k]) for k in one)
+    if isinstance(one, tuple | list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return one is other or bool(one == other)
