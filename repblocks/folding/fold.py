@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import RepblocksError
-from repblocks.folding.flow import Flow, Step
+from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
@@ -128,6 +128,17 @@ class _Placing:
         """All steps that are gone."""
         return self.folded.union(*(one.scales for one in self.taken_in))
 
+    @property
+    def macs(self) -> int:
+        """Multiply-adds; those of an opaque module that stays are counted where it is planned."""
+        known = self.region.operations.items()
+        return sum(o.macs for step, o in known if not step.is_opaque or step in self.folded)
+
+    @property
+    def whole(self) -> list[str]:
+        """The opaque modules that are gone."""
+        return [step.path for step in self.folded if step.is_opaque]
+
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
         return set(one.parts) <= self.folded and self.sites.empties(one.step)
@@ -146,13 +157,12 @@ class _Analysis:
         flows = flows_of(twin, example_input)
         calls, readers = calls_and_readers(twin, flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
-        parts = [
-            _plan_and_place(*part, calls, readers) for part in zip(flows, regions, strict=True)
-        ]
+        planned = zip(flows, regions, strict=True)
+        parts = _outermost([_plan_and_place(*part, calls, readers) for part in planned])
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
         folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
-        macs = sum(o.macs for part in parts for o in part.region.operations.values()) // batch
+        macs = sum(part.macs for part in parts) // batch
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
@@ -164,6 +174,12 @@ class _Analysis:
             tuple(step.path for part in parts for step in part.plan.heuristic),
         )
         return cls(twin, parts, report)
+
+
+def _outermost(parts: list[_Placing]) -> list[_Placing]:
+    """Drop the programs of what is inside a module that is gone as a whole."""
+    gone = [path for part in parts for path in part.whole]
+    return [part for part in parts if not any(is_below(part.flow.path, path) for path in gone)]
 
 
 def _batch(example_input: Any) -> int:

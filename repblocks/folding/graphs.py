@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from repblocks.folding.arguments import take_arguments, takes_one_argument
-from repblocks.folding.flow import Scope, Step, join
+from repblocks.folding.flow import Scope, Step, is_below, join
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,17 +90,13 @@ def _remove_unread(scope: Scope, gone: set[Step]) -> list[str]:
 
 def _is_done(scope: Scope, node: fx.Node, gone: set[Step]) -> bool:
     path = join(scope.path, str(node.target))
-    return node.op == "call_module" and any(_is_below(step, path) for step in gone)
+    return node.op == "call_module" and any(is_below(step.path, path) for step in gone)
 
 
 def _changes_something(scope: Scope, node: fx.Node, gone: set[Step]) -> bool:
     """Tell whether a node, or what it calls, changes in place what others may read."""
     value = scope.values.get(node)
     return isinstance(value, Step) and bool(value.mutates) and value not in gone
-
-
-def _is_below(step: Step, path: str) -> bool:
-    return step.path == path or step.path.startswith(f"{path}.")
 
 
 def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from torch import nn
 
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.folding.flow import INPUT, Flow, Step, has_hooks
+from repblocks.folding.flow import INPUT, Flow, Step, has_hooks, is_below
 from repblocks.folding.fold_report import LeftAlone, Reason
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
@@ -36,8 +36,10 @@ def leftovers(
                 yield from _not_affine(step, sites.region)
             elif operation.kind is Kind.NORM and step not in folded:
                 yield _Norm(step, sites).left()
+    gone = [step.path for _, _, folded in analysed for step in folded if step.is_opaque]
     for path, module in model.named_modules():
-        if is_batch_norm(module) and path not in seen:
+        is_gone = path in seen or any(is_below(path, outer) for outer in gone)
+        if is_batch_norm(module) and not is_gone:
             yield LeftAlone(path, type(module).__name__, Reason.OPAQUE, "It was not traced.")
 
 

@@ -43,8 +43,6 @@ def describe(step: Step) -> Operation:
     Raises:
         NotFoldable: if it is not affine in what it reads, or not in a way that is known.
     """
-    if step.is_opaque:
-        raise NotFoldable(step.problem)
     found = _module(step, step.module) if step.module is not None else _rule(step)(step)
     _check_numbers(step, found)
     return found

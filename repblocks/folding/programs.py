@@ -17,7 +17,8 @@ from torch.fx.node import map_aggregate
 
 from repblocks.folding.example import Call, run_example
 from repblocks.folding.faithful import is_faithful
-from repblocks.folding.flow import Flow, Step, enclosing, flatten
+from repblocks.folding.flattening import flatten
+from repblocks.folding.flow import Flow, Step, enclosing
 from repblocks.folding.tracing import Activation
 
 

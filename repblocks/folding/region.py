@@ -16,6 +16,7 @@ from repblocks.folding import arithmetic, moves, products  # noqa: F401 # fill t
 from repblocks.folding.flow import INPUT, Flow, Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import describe
+from repblocks.folding.probing import probe
 
 _SIZES = {"shape", "ndim", "dtype", "device", "size", "dim", "numel", "ndimension", "is_cuda"}
 _READ_SHAPE_OF_OTHER = {"reshape_as", "view_as", "expand_as", "type_as"}
@@ -84,7 +85,7 @@ class Region:
         described: dict[Step, Operation] = {}
         for step in flow.steps:
             try:
-                described[step] = describe(step)
+                described[step] = probe(step) if step.is_opaque else describe(step)
             except NotFoldable as error:
                 region.reasons[step] = [error.reason]
         region.describe(flow, described)

@@ -124,6 +124,8 @@ class Sites:
         if isinstance(step.module, Conv if is_conv else nn.Linear):
             return step.path
         operation, scope = self.region.operations[step], step.scope
+        if step.is_opaque and operation.kind is Kind.WEIGHT and is_conv:
+            return step.path
         if step.module is not None or scope is None or operation.kind is not Kind.WEIGHT:
             return ""
         inside = {s for s in self._steps if scope in enclosing(s.scope)}
@@ -258,6 +260,8 @@ def _is_linear_at(candidate: Candidate) -> bool:
 
 
 def _taps(step: Step) -> int:
+    if step.is_opaque:
+        return 0
     weight = step.module.weight if step.module is not None else weights_of(step)[0]
     return weight[0, 0].numel()  # type: ignore[index] # a layer has a weight
 
