@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from repblocks.folding.widening import widen, widened
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def parts(output: Any, name: str = "") -> dict[str, Tensor]:
@@ -41,14 +44,23 @@ def view_of(model: nn.Module) -> nn.Module:
     """Copy the modules of a model into evaluation mode, but share its parameters' memory."""
     compiled = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
     own = {id(p) for m in compiled for p in m.parameters()}
-    memo = {
+    memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, requires_grad=p.requires_grad)
         for p in model.parameters()
         if type(p) is nn.Parameter and id(p) not in own
     }
-    twin = copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo | _empty_copies(model))
     twin.eval()
     return twin
+
+
+def _empty_copies(model: nn.Module) -> dict[int, Any]:
+    """Copy the empty containers of all modules: most of what a deep copy would spend its time on.
+
+    A module has a dozen of them, mostly ordered dicts of hooks.
+    """
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in held if type(value) in _CONTAINERS and not value}
 
 
 def wide_view_of(model: nn.Module) -> nn.Module:

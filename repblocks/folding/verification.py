@@ -15,7 +15,7 @@ from repblocks.errors import VerificationError
 from repblocks.folding.changes import changes, self_folded
 from repblocks.folding.parting import first_difference
 from repblocks.folding.piecewise import Piecewise, judge
-from repblocks.folding.recording import parts, run, view_of, wide
+from repblocks.folding.recording import parts, run, view_of, wide, wide_view_of
 from repblocks.folding.reference import Comparison, Reference, difference, differences, rms
 from repblocks.folding.tolerance import TOLERANCES
 
@@ -70,16 +70,19 @@ def verify(
             or it cannot be told.
         ConfigurationError: if the output holds no tensor, or the dtype has no tolerance.
     """
-    reference = Reference(model, example_input, _dtype(folded, example_input))
+    dtype, view = _dtype(folded, example_input), wide_view_of(folded)
     blocks = self_folded(model, folded)
+    pieces = Piecewise(model, view, blocks, dtype, tolerance, widen_search=False)
+    reference = Reference(model, example_input, dtype, watch=pieces.watching)
     try:
         output = _check_run(reference, folded)
-        overall, note, count = _judge_whole(reference, model, folded, tolerance)
+        overall = _judge_whole(reference, view, tolerance)
+        note, count = _judge_parts(reference, overall, model, folded, view, tolerance)
     except VerificationError as error:
         first = first_difference(model, folded, reference.inputs, reference.dtype, blocks)
         raise _relocated(error, first) from error
     if reference.is_stable and reference.has_signal:
-        count += _check_blocks(reference, model, folded, blocks, tolerance)
+        count += _check_blocks(reference, pieces)
     scale = overall.max_abs / overall.max_rel if overall.max_rel else _scale(reference)
     return Verification(
         **asdict(replace(overall, own_rms_rel=_largest(reference.own) / scale)),
@@ -111,22 +114,32 @@ def _check_run(reference: Reference, folded: nn.Module) -> dict[str, Tensor]:
     return {part: wide(tensor) for part, tensor in found.items()}
 
 
-def _judge_whole(
-    reference: Reference, model: nn.Module, folded: nn.Module, tolerance: float | None
-) -> tuple[Comparison, str, int]:
-    """Judge by the output; where that tells nothing, by the modules that changed."""
+def _judge_whole(reference: Reference, view: nn.Module, tolerance: float | None) -> Comparison:
+    """Judge by the output; where its shape depends on values, they need not agree."""
     try:
-        overall = judge(reference, folded, tolerance)
+        overall = judge(reference, view, tolerance)
     except VerificationError:
         if reference.is_stable:
             raise
-        overall = Comparison(math.nan, math.nan, math.nan, math.nan, math.nan)
+        return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan)
     if reference.is_stable and not overall.passed:
         raise _failure("The folded model differs from its original", reference, overall)
+    return overall
+
+
+def _judge_parts(
+    reference: Reference,
+    overall: Comparison,
+    model: nn.Module,
+    folded: nn.Module,
+    view: nn.Module,
+    tolerance: float | None,
+) -> tuple[str, int]:
+    """Where the output tells nothing, judge by the modules that changed."""
     why = _why_untold(reference, overall, tolerance)
     if not why:
-        return overall, "", 0
-    pieces = Piecewise(model, folded, changes(model, folded), reference.dtype, tolerance)
+        return "", 0
+    pieces = Piecewise(model, view, changes(model, folded), reference.dtype, tolerance)
     pieces.run(model, reference.inputs)
     note = f"the output {why}: each change was judged on its own"
     if pieces.unproven:
@@ -138,7 +151,7 @@ def _judge_whole(
                 "trained weights, or give another input."
             )
         note += f", but {len(pieces.unproven)} by the output alone, among them {left}"
-    return overall, note, pieces.num_modules
+    return note, pieces.num_modules
 
 
 def _why_untold(reference: Reference, overall: Comparison, tolerance: float | None) -> str:
@@ -152,18 +165,8 @@ def _why_untold(reference: Reference, overall: Comparison, tolerance: float | No
     return ""
 
 
-def _check_blocks(
-    reference: Reference,
-    model: nn.Module,
-    folded: nn.Module,
-    blocks: set[str],
-    tolerance: float | None,
-) -> int:
-    """Compare each block that has folded itself, on its own input."""
-    if not blocks:
-        return 0
-    pieces = Piecewise(model, folded, blocks, reference.dtype, tolerance, widen_search=False)
-    pieces.run(model, reference.inputs)
+def _check_blocks(reference: Reference, pieces: Piecewise) -> int:
+    """Check what each block that has folded itself gave on its own input."""
     for path, found in pieces.differing.items():
         what = "The output agrees, but a block differs from its original"
         error = _error(f"{what}.") if found is None else _failure(what, reference, found)
