@@ -17,8 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from repblocks.errors import VerificationError
 from repblocks.folding.changes import at_or_below
-from repblocks.folding.recording import parts, run_wide, wide, wide_view_of
-from repblocks.folding.reference import Comparison, Reference, differences, other
+from repblocks.folding.recording import other, run_wide, wide_parts, wide_view_of
+from repblocks.folding.reference import Comparison, Reference, differences
 from repblocks.folding.widening import paused
 
 
@@ -163,7 +163,7 @@ class Piecewise:
         self, path: str, args: tuple[Any, ...], named: dict[str, Any], output: Any
     ) -> Reference:
         if not _is_constant((args, named)):
-            truth = {part: wide(tensor) for part, tensor in parts(output).items()}
+            truth = wide_parts(output)
             reference = Reference(self._old[path], args, self._dtype, named=named, truth=truth)
             if reference.has_signal:
                 return reference
