@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from repblocks.folding.widening import widen, widened
+
+_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 def parts(output: Any, name: str = "") -> dict[str, Tensor]:
@@ -41,14 +44,23 @@ def view_of(model: nn.Module) -> nn.Module:
     """Copy the modules of a model into evaluation mode, but share its parameters' memory."""
     compiled = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
     own = {id(p) for m in compiled for p in m.parameters()}
-    memo = {
+    memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, requires_grad=p.requires_grad)
         for p in model.parameters()
         if type(p) is nn.Parameter and id(p) not in own
     }
-    twin = copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo | _empty_copies(model))
     twin.eval()
     return twin
+
+
+def _empty_copies(model: nn.Module) -> dict[int, Any]:
+    """Copy the empty containers of all modules: most of what a deep copy would spend its time on.
+
+    A module has a dozen of them, mostly ordered dicts of hooks.
+    """
+    held = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): type(value)() for value in held if type(value) in _CONTAINERS and not value}
 
 
 def wide_view_of(model: nn.Module) -> nn.Module:
@@ -110,14 +122,41 @@ def run_wide(
     def like(x: Any) -> Any:
         return widen(x.detach().to(device, copy=True)) if isinstance(x, Tensor) else x
 
-    output = _run(model, tree_map(like, (inputs, named)), widened(rounding))
-    return {part: wide(tensor) for part, tensor in parts(output).items()}
+    return wide_parts(_run(model, tree_map(like, (inputs, named)), widened(rounding)))
 
 
 def wide(tensor: Tensor) -> Tensor:
     """Copy a tensor into float64 on the CPU; a complex one as its two parts."""
     real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return real.detach().to("cpu", copy=True).to(torch.float64)
+
+
+def wide_parts(output: Any) -> dict[str, Tensor]:
+    """Copy the tensors of an output into float64 on the CPU."""
+    return {part: wide(tensor) for part, tensor in parts(output).items()}
+
+
+def other(inputs: Any, spread: float | None = None) -> Any:
+    """Make inputs of the same kind with other values: how much does the output depend on them?
+
+    Args:
+        inputs: Tensors in any structure.
+        spread: Standard deviation of the values; by default that of the inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def change(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.is_complex():
+            return x
+        if not x.is_floating_point():  # Another order of the same values: still valid indices.
+            order = torch.randperm(x.numel(), generator=generator).to(x.device)
+            return x.flatten()[order].view(x.shape)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        own = float(x.double().std()) if x.numel() > 1 else 0.0
+        mean = float(x.double().mean()) if x.numel() else 0.0
+        return (noise * (spread or own or 1.0) + mean).to(x)
+
+    return tree_map(change, inputs)
 
 
 def _run(model: nn.Module, arguments: Any, mode: AbstractContextManager[None]) -> Any:

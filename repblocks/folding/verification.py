@@ -15,7 +15,7 @@ from repblocks.errors import VerificationError
 from repblocks.folding.changes import changes, self_folded
 from repblocks.folding.parting import first_difference
 from repblocks.folding.piecewise import Piecewise, judge
-from repblocks.folding.recording import parts, run, view_of, wide
+from repblocks.folding.recording import parts, run, view_of, wide, wide_view_of
 from repblocks.folding.reference import Comparison, Reference, difference, differences, rms
 from repblocks.folding.tolerance import TOLERANCES
 
@@ -71,15 +71,19 @@ def verify(
         ConfigurationError: if the output holds no tensor, or the dtype has no tolerance.
     """
     reference = Reference(model, example_input, _dtype(folded, example_input))
-    blocks = self_folded(model, folded)
+    pieces = _Pieces(reference, model, folded, tolerance)
+    pieces.watch()
     try:
         output = _check_run(reference, folded)
-        overall, note, count = _judge_whole(reference, model, folded, tolerance)
+        overall = _judge_whole(reference, pieces.view, tolerance)
+        note, count = _judge_changes(reference, overall, pieces)
     except VerificationError as error:
-        first = first_difference(model, folded, reference.inputs, reference.dtype, blocks)
+        first = first_difference(
+            model, folded, reference.inputs, reference.dtype, self_folded(model, folded)
+        )
         raise _relocated(error, first) from error
     if reference.is_stable and reference.has_signal:
-        count += _check_blocks(reference, model, folded, blocks, tolerance)
+        count += _check_blocks(reference, pieces)
     scale = overall.max_abs / overall.max_rel if overall.max_rel else _scale(reference)
     return Verification(
         **asdict(replace(overall, own_rms_rel=_largest(reference.own) / scale)),
@@ -88,6 +92,47 @@ def verify(
         num_modules=count,
         note=note,
     )
+
+
+class _Pieces:
+    """What is judged module by module: blocks that folded themselves, or else all changes.
+
+    Which of them will be asked for is guessed from runs in the own dtype, so that they are judged
+    while the original runs in float64 anyway. A wrong guess costs another run, and nothing else.
+    """
+
+    def __init__(
+        self, reference: Reference, model: nn.Module, folded: nn.Module, tolerance: float | None
+    ) -> None:
+        self.view, self.tolerance = wide_view_of(folded), tolerance
+        self._reference, self._model, self._folded = reference, model, folded
+        self._judged: dict[bool, Piecewise] = {}
+
+    def watch(self) -> None:
+        """Take the truth, and judge in the same run."""
+        all_changes = self._reference.seems_mute(self.tolerance)
+        pieces = self._pieces(all_changes)
+        with pieces.watching(self._reference.view):
+            self._reference.check()
+        self._judged[all_changes] = pieces
+
+    def judged(self, *, all_changes: bool) -> Piecewise:
+        """Give what was judged, in a run of its own if that was not foreseen."""
+        if all_changes not in self._judged:
+            self._judged[all_changes] = self._pieces(all_changes)
+            self._judged[all_changes].run(self._model, self._reference.inputs)
+        return self._judged[all_changes]
+
+    def _pieces(self, all_changes: bool) -> Piecewise:
+        find = changes if all_changes else self_folded
+        return Piecewise(
+            self._model,
+            self.view,
+            find(self._model, self._folded),
+            self._reference.dtype,
+            self.tolerance,
+            widen_search=all_changes,
+        )
 
 
 def _dtype(folded: nn.Module, example_input: Any) -> torch.dtype:
@@ -111,34 +156,36 @@ def _check_run(reference: Reference, folded: nn.Module) -> dict[str, Tensor]:
     return {part: wide(tensor) for part, tensor in found.items()}
 
 
-def _judge_whole(
-    reference: Reference, model: nn.Module, folded: nn.Module, tolerance: float | None
-) -> tuple[Comparison, str, int]:
-    """Judge by the output; where that tells nothing, by the modules that changed."""
+def _judge_whole(reference: Reference, view: nn.Module, tolerance: float | None) -> Comparison:
+    """Judge by the output; where its shape depends on values, they need not agree."""
     try:
-        overall = judge(reference, folded, tolerance)
+        overall = judge(reference, view, tolerance)
     except VerificationError:
         if reference.is_stable:
             raise
-        overall = Comparison(math.nan, math.nan, math.nan, math.nan, math.nan)
+        return Comparison(math.nan, math.nan, math.nan, math.nan, math.nan)
     if reference.is_stable and not overall.passed:
         raise _failure("The folded model differs from its original", reference, overall)
-    why = _why_untold(reference, overall, tolerance)
+    return overall
+
+
+def _judge_changes(reference: Reference, overall: Comparison, pieces: _Pieces) -> tuple[str, int]:
+    """Where the output tells nothing, judge by the modules that changed."""
+    why = _why_untold(reference, overall, pieces.tolerance)
     if not why:
-        return overall, "", 0
-    pieces = Piecewise(model, folded, changes(model, folded), reference.dtype, tolerance)
-    pieces.run(model, reference.inputs)
+        return "", 0
+    judged = pieces.judged(all_changes=True)
     note = f"the output {why}: each change was judged on its own"
-    if pieces.unproven:
-        left = f"'{pieces.unproven[0]}'"
+    if judged.unproven:
+        left = f"'{judged.unproven[0]}'"
         if not reference.is_stable or not reference.has_signal:
             raise _error(
                 f"The original's output {why}, so every fold would seem right, and no module in "
                 f"which {left} stands agrees on its own. Calibrate its BatchNorm statistics, load "
                 "trained weights, or give another input."
             )
-        note += f", but {len(pieces.unproven)} by the output alone, among them {left}"
-    return overall, note, pieces.num_modules
+        note += f", but {len(judged.unproven)} by the output alone, among them {left}"
+    return note, judged.num_modules
 
 
 def _why_untold(reference: Reference, overall: Comparison, tolerance: float | None) -> str:
@@ -152,23 +199,14 @@ def _why_untold(reference: Reference, overall: Comparison, tolerance: float | No
     return ""
 
 
-def _check_blocks(
-    reference: Reference,
-    model: nn.Module,
-    folded: nn.Module,
-    blocks: set[str],
-    tolerance: float | None,
-) -> int:
+def _check_blocks(reference: Reference, pieces: _Pieces) -> int:
     """Compare each block that has folded itself, on its own input."""
-    if not blocks:
-        return 0
-    pieces = Piecewise(model, folded, blocks, reference.dtype, tolerance, widen_search=False)
-    pieces.run(model, reference.inputs)
-    for path, found in pieces.differing.items():
+    judged = pieces.judged(all_changes=False)
+    for path, found in judged.differing.items():
         what = "The output agrees, but a block differs from its original"
         error = _error(f"{what}.") if found is None else _failure(what, reference, found)
         raise _relocated(error, path)
-    return pieces.num_modules
+    return judged.num_modules
 
 
 def _scale(reference: Reference) -> float:

@@ -14,6 +14,7 @@ from repblocks.errors import ConfigurationError, VerificationError
 from repblocks.folding.recording import run_wide, wide_view_of
 from repblocks.folding.reference import Reference
 from repblocks.folding.verification import verify
+from repblocks.folding.widening import paused, widened
 
 
 class TwoBranches(nn.Module):
@@ -82,6 +83,7 @@ def test_accepts_a_right_fold(dtype: torch.dtype) -> None:
     assert 0 < found.rms_rel <= found.tolerance < limits[dtype]
     assert found.rms_rel <= found.max_rel
     assert found.max_abs > 0
+    assert found.run_rms_rel > 0
     assert found.dtype == str(dtype).removeprefix("torch.")
     assert found.first_difference is None
     assert found.num_modules == 3  # the blocks, each on its own input
@@ -286,6 +288,106 @@ def test_there_is_no_float64_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(nn.Module, "to", refuse)
     monkeypatch.setattr(nn.Module, "double", refuse)
     verify(model, copy.deepcopy(model), images())
+
+
+def count_runs(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
+    """Note in which dtype a model's first layer is run, from now on."""
+    runs: list[torch.dtype] = []
+    forward = type(model[0]).forward
+
+    def counted(self: nn.Module, x: Tensor) -> Tensor:
+        if self.weight.shape == model[0].weight.shape:
+            runs.append(x.dtype)
+        return forward(self, x)
+
+    monkeypatch.setattr(type(model[0]), "forward", counted)
+    return runs
+
+
+def test_three_runs_in_float64_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    folded = fold(model)
+    runs = count_runs(model, monkeypatch)
+    verify(model, folded, images())
+    # The truth; the folded weights, and what rounding them once more does if that is needed.
+    assert runs.count(torch.float64) <= 3
+    # The original's own error and its dependence on the input; the folded model as it will run.
+    assert runs.count(torch.float32) == 3
+
+
+def test_blocks_behind_a_mute_output_are_judged_while_the_truth_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = dead(network())
+    folded = fold(model)
+    runs = count_runs(model, monkeypatch)
+    verify(model, folded, images())
+    # The truth, the folded model, and another input: does nothing depend on it in float64 either?
+    assert runs.count(torch.float64) == 3
+
+
+def test_dead_blocks_are_judged_once_on_another_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    nn.init.zeros_(model[0].weight)
+    nn.init.zeros_(model[0].bias)
+    folded = fold(model)
+    calls: list[torch.Size] = []
+    forward = TwoBranches.forward
+
+    def counted(self: TwoBranches, x: Tensor) -> Tensor:
+        calls.extend([x.shape] if self.branches is not None and x.dtype is torch.float64 else [])
+        return forward(self, x)
+
+    monkeypatch.setattr(TwoBranches, "forward", counted)
+    assert verify(model, folded, images()).num_modules == 3
+    # Twice in the network (the truth, another input), and once on an input that is not dead.
+    assert 3 * 2 < len(calls) <= 3 * 3
+    folded[2].conv.bias.data[0] += 0.01
+    folded[2].conv.weight.data *= 1.001
+    with pytest.raises(VerificationError):
+        verify(model, folded, images())
+
+
+def test_a_block_is_judged_with_the_hooks_that_belong_to_it() -> None:
+    model = network()
+    for block in model[1:4]:
+        block.register_forward_pre_hook(lambda _block, inputs: (inputs[0] * 3 + 1,))
+        block.register_forward_hook(lambda _block, _inputs, output: output.square())
+    folded = fold(model)
+    assert verify(model, folded, images()).num_modules == 3
+    folded[3].conv.weight.data *= 1.001
+    with pytest.raises(VerificationError, match="'3'"):
+        verify(model, folded, images())
+
+
+def test_hooks_of_a_wide_run_can_leave_it() -> None:
+    seen: list[torch.dtype] = []
+
+    def look(layer: nn.Module, *_: object) -> None:
+        with paused():
+            seen.extend([layer(torch.ones(1, 2)).dtype, torch.ones(1).dtype])
+        seen.append(torch.ones(1).dtype)
+
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda *_: look(model[1]))
+    found = run_wide(model, (torch.ones(1, 2),))
+    assert seen == [torch.float32, torch.float32, torch.float64]
+    assert found[""].dtype is torch.float64
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (70001,), (4, 3, 200, 120)])
+def test_rounding_moves_each_weight_by_the_same_share_up_or_down(shape: tuple[int, ...]) -> None:
+    weight = torch.rand(shape) + 1
+    like = weight.to(memory_format=torch.channels_last) if len(shape) == 4 else weight
+    before = like.clone()
+    with widened(2.0**-24):
+        first, second = torch.neg(like), torch.neg(like)
+    assert torch.equal(like, before)
+    for moved in (first, second):
+        share = -moved / weight.double() - 1
+        assert torch.allclose(share.abs(), torch.tensor(2.0**-24).double(), rtol=1e-6)
+        assert share.numel() < 1000 or abs((share > 0).double().mean() - 0.5) < 0.01
+    assert weight.numel() < 1000 or not torch.equal(first, second)
 
 
 def test_weights_that_a_parent_reads_are_widened() -> None:
