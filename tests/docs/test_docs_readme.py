@@ -1,4 +1,4 @@
-"""The README is run: its Python as it stands, its commands for an epoch on small data."""
+"""The README and the guides that it links are run: Python as it stands, commands on small data."""
 
 import csv
 import os
@@ -17,7 +17,8 @@ import yaml
 import repblocks
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+GUIDES = ("README.md", "docs/running.md", "docs/how-a-fold-works.md")
+README = "\n".join((ROOT / guide).read_text() for guide in GUIDES)
 FENCE = re.compile(r"^```(\S+)( notest)?\n(.*?)^```", re.M | re.S)
 BLOCKS = [(language + mark, code) for language, mark, code in FENCE.findall(README)]
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
