@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -32,8 +33,9 @@ def time_interleaved(
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under a title."""
-    table = Table(*columns, title=title)
+    """Print rows of text under a title, in Markdown and whole where it goes into a file."""
+    table = Table(*columns, title=title, box=MARKDOWN)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    is_file = not Console().is_terminal
+    Console(width=1000 if is_file else None).print(table)
