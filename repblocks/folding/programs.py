@@ -54,9 +54,22 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
 
 
 def _flow(calls: Sequence[Call]) -> Flow | None:
-    """Return the program of a module, if it is the same for all its calls."""
-    first, *others = map(_traced, calls)
-    return first if all(_is_same_program(first, other) for other in others) else None
+    """Return the program of a module, if it is the same for all its calls.
+
+    What a trace sees of activations is only where they stand.
+    """
+    first, *others = calls
+    flow, seen = _traced(first), _seen(first)
+    unlike = (other for other in others if not _is_same(_seen(other), seen))
+    return flow if all(_is_same_program(flow, _traced(other)) for other in unlike) else None
+
+
+def _seen(call: Call) -> Any:
+    def stand_in(leaf: Any) -> Any:
+        is_activation = isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
+        return Activation if is_activation else leaf
+
+    return map_aggregate((call.args, dict(call.kwargs)), stand_in)
 
 
 def _traced(call: Call) -> Flow:

@@ -67,7 +67,10 @@ class Sites:
         self.region = region
         self._calls = calls
         self._readers = readers
-        self._steps = flow.steps
+        self._inside: dict[Scope, set[Step]] = {}
+        for step in flow.steps:
+            for scope in enclosing(step.scope):
+                self._inside.setdefault(scope, set()).add(step)
         self._mutators = [step for step in flow.steps if step.mutates]
 
     def find(self, step: Step, candidate: Candidate, absorbed: Set[Step]) -> Site:
@@ -128,8 +131,11 @@ class Sites:
             return step.path
         if step.module is not None or scope is None or operation.kind is not Kind.WEIGHT:
             return ""
-        inside = {s for s in self._steps if scope in enclosing(s.scope)}
-        is_alone = inside == {step} and scope.output is step and self.replaceable(scope.module)
+        is_alone = (
+            self._inside[scope] == {step}
+            and scope.output is step
+            and self.replaceable(scope.module)
+        )
         is_called_so = scope.args == operation.operands and not scope.kwargs
         is_kind = (weights_of(step)[0].ndim > 2) == is_conv
         return scope.path if is_alone and is_called_so and is_kind else ""
@@ -140,9 +146,9 @@ class Sites:
         Other modules stay around their layer; a block is there to be folded.
         """
         for scope in enclosing(slot.scope):
-            inside = {step for step in self._steps if scope in enclosing(step.scope)}
-            fits = inside <= set(interior) and self.replaceable(scope.module)
-            if fits and isinstance(scope.module, RepBlock):
+            inside = self._inside[scope]
+            is_block = isinstance(scope.module, RepBlock) and self.replaceable(scope.module)
+            if is_block and inside <= set(interior):
                 return scope.path, inside
         return None
 

@@ -65,7 +65,7 @@ def watched(watch: Watch) -> Iterator[None]:
         return object.__getattribute__(module, name)
 
     def ask(value: Any, classes: Any) -> bool:
-        if watch.is_on and is_instance(value, nn.Module):
+        if is_instance(value, nn.Module) and watch.is_on:
             watch.see(value)
         return is_instance(value, classes)
 
