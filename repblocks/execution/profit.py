@@ -11,11 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from repblocks.execution.dense_reading import DenseSplit
 from repblocks.execution.reading import Split
+from repblocks.execution.window_moments import Windows
 
 #: Fewer branches than these gain memory, but no time.
 _BRANCHES = 3
 _POINTWISE = 2**16
+#: Positions for each number that a group of dense kernels reads.
+_DENSE = 8
 #: Values of the input, by whether the block has a stride and whether the channels lie last.
 _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
 
@@ -24,6 +28,21 @@ def may_pay(x: Tensor) -> bool:
     """Tell whether it is worth looking at the branches."""
     is_known = x.device.type == "cpu" and not torch.compiler.is_compiling()
     return is_known and x.numel() >= _POINTWISE
+
+
+def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool) -> bool:
+    """Tell whether the input is large beside the covariance of a window.
+
+    Args:
+        parts: The branches.
+        x: Their input.
+        for_time: Whether it shall be no slower than the branches; else it keeps less for the
+            backward pass, and is not much slower.
+    """
+    reading = Windows(parts.groups, parts.axes)
+    read = x.shape[1] // parts.groups * reading.taps
+    is_large = reading.count(x) >= (_DENSE if for_time else _DENSE // 4) * read
+    return is_large and reading.lags(x) is not None
 
 
 def merging_pays(parts: Split, x: Tensor) -> bool:
