@@ -41,8 +41,13 @@ class Reading(Protocol):
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(G, D)`` less the offset, and the biased covariance ``(G, D, D)``."""
 
-    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
-        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
+    def gradient(
+        self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
+    ) -> Tensor:
+        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``.
+
+        ``of_x`` is what else arrives at the input, and is added.
+        """
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(G, R, D)``."""
@@ -84,8 +89,7 @@ class _Moments(Function):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             precise = wide(x)
             mean = mean + ctx.reading.offset(precise, centre)
-            own = ctx.reading.gradient(precise, mean, of_mean, of_covariance)
-            total = own.add_(of_x).to(x.dtype)
+            total = ctx.reading.gradient(precise, mean, of_mean, of_covariance, of_x).to(x.dtype)
         return once(total, x, *gradients), None
 
 

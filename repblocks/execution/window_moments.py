@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
+from repblocks.execution.compiled import window_gradient, window_products
 from repblocks.execution.convolving import cropped, gradient_of_weight, padded
 from repblocks.execution.lags import Lags
 
@@ -64,21 +65,30 @@ class Windows:
         With the mask ``m`` of the image, ``x = x' + c m``: the covariance has four parts, each a
         covariance of small numbers, or of the mask.
         """
-        centred, count = self.centred(x, centre), self.count(x)
-        summed, deviation = self.read(centred.sum(0, keepdim=True)), self.mask_deviation(x)
+        count, deviation = self.count(x), self.mask_deviation(x)
+        gram, images = window_products(x, centre, self.axes) or self._products(x, centre)
+        summed = self.read(images)
         mean = summed.sum(2) / count
-        covariance = self.gram(centred) / count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        covariance = gram / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
         border = deviation @ deviation.transpose(1, 2) / self.positions(x)
         covariance = covariance + mixed + mixed.transpose(1, 2)
         return mean, covariance + centre.square().view(-1, 1, 1) * border
 
-    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+    def _products(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        centred = self.centred(x, centre)
+        return self.gram(centred), centred.sum(0, keepdim=True)
+
+    def gradient(
+        self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
+    ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(C, K)``."""
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         constant = bias.unsqueeze(2).expand(-1, -1, self.positions(x))
-        return self.mixed(x, weight).add_(self.write(constant, x[:1]))
+        image = self.write(constant, x[:1])
+        found = window_gradient(x, weight, image, of_x, self.axes)
+        return self.mixed(x, weight).add_(image).add_(of_x) if found is None else found
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
