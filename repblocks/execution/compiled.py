@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from repblocks.algebra.axis import Axis
 
@@ -68,10 +69,15 @@ def window_gradient(
     return total
 
 
+def serves(x: Tensor, axes: Sequence[Axis]) -> bool:
+    """Tell whether there are kernels for an input ``(N, C, *spatial)`` and its windows."""
+    return _kernels_for(x, axes) is not None
+
+
 def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
         return None
-    if x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         return None
     if any(axis.low < 0 or axis.high < 0 for axis in axes) or 0 in x.shape:
         return None

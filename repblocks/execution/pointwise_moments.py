@@ -70,4 +70,8 @@ class Channels:
             left, right = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
             return (left.T @ right).unsqueeze(0)
         left, right = (t.flatten(2).view(len(t), self.groups, -1, t[0, 0].numel()) for t in (a, b))
+        if left.shape[3] < left.shape[2]:
+            # A matrix for each image would be larger than the image.
+            left, right = (t.permute(1, 2, 0, 3).flatten(2) for t in (left, right))
+            return left @ right.transpose(1, 2)
         return (left @ right.transpose(2, 3)).sum(0)

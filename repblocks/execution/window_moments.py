@@ -6,7 +6,9 @@ of the window, K of them, M = N times the number of positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from types import EllipsisType
@@ -57,7 +59,7 @@ class Windows:
 
     def offset(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the centre times the share of windows whose tap lies inside, ``(C, K)``."""
-        return centre.unsqueeze(1) * self.mask(x).mean(2).to(centre.dtype)
+        return centre.unsqueeze(1) * _remembered(_mask_mean, self.axes, x, centre.dtype)
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(C, K)`` less the offset, and the covariance ``(C, K, K)``.
@@ -71,7 +73,7 @@ class Windows:
         mean = summed.sum(2) / count
         covariance = gram / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
-        border = deviation @ deviation.transpose(1, 2) / self.positions(x)
+        border = _remembered(_mask_covariance, self.axes, x, x.dtype)
         covariance = covariance + mixed + mixed.transpose(1, 2)
         return mean, covariance + centre.square().view(-1, 1, 1) * border
 
@@ -122,12 +124,11 @@ class Windows:
 
     def mask(self, x: Tensor) -> Tensor:
         """Return which taps lie inside the image, ``(1, K, P)``, in float64."""
-        return self.read(torch.ones_like(x[:1, :1], dtype=torch.float64))
+        return _remembered(_mask, self.axes, x, torch.float64)
 
     def mask_deviation(self, x: Tensor) -> Tensor:
         """Return the mask less its mean over the positions, ``(1, K, P)``, in the dtype of x."""
-        mask = self.mask(x)
-        return (mask - mask.mean(2, keepdim=True)).to(x.dtype)
+        return _remembered(_mask_deviation, self.axes, x, x.dtype)
 
     def gram(self, x: Tensor) -> Tensor:
         """Return the sums of the products of all pairs that a group reads, ``(G, DK, DK)``."""
@@ -178,3 +179,43 @@ class Windows:
                 *(step * axis.dilation for step, axis in steps),
             ),
         )
+
+
+Place = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+def _mask(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    size, _, device = place
+    ones = torch.ones(1, 1, *size, dtype=torch.float64, device=device)
+    return Windows(1, axes).read(ones)
+
+
+def _mask_mean(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    return _mask(axes, place).mean(2).to(place[1])
+
+
+def _mask_deviation(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    mask = _mask(axes, place)
+    return (mask - mask.mean(2, keepdim=True)).to(place[1])
+
+
+def _mask_covariance(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    deviation = _mask_deviation(axes, (place[0], torch.float64, place[2]))
+    return (deviation @ deviation.transpose(1, 2) / deviation.shape[2]).to(place[1])
+
+
+Compute = Callable[[tuple[Axis, ...], Place], Tensor]
+
+
+def _remembered(compute: Compute, axes: tuple[Axis, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a property of the mask, which depends on the size of the image alone."""
+    place = (tuple(x.shape[2:]), dtype, x.device)
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return compute(axes, place)
+    return _known(compute, axes, place)
+
+
+@lru_cache(maxsize=256)
+def _known(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return compute(axes, place)

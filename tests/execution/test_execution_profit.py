@@ -40,8 +40,20 @@ def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, e
     assert is_merged(monkeypatch, "mobileone", 32, 3, shape, layout, **options) is expected
 
 
-def test_two_merged_branches_beside_a_dense_one_save_memory_only(monkeypatch):
-    assert not is_merged(monkeypatch, "repvgg", 32, 3, (16, 32, 64, 64))
+@pytest.mark.parametrize(
+    ("channels", "shape", "expected"),
+    [
+        (32, (16, 32, 64, 64), True),
+        (64, (16, 64, 8, 8), False),  # 16 positions for each channel
+    ],
+)
+def test_two_merged_branches_beside_a_dense_one(monkeypatch, channels, shape, expected):
+    assert is_merged(monkeypatch, "repvgg", channels, 3, shape) is expected
+
+
+def test_two_depthwise_branches_run_one_by_one(monkeypatch):
+    options = {"groups": 32, "num_conv_branches": 1, "use_scale_branch": False}
+    assert not is_merged(monkeypatch, "mobileone", 32, 3, (16, 32, 64, 64), **options)
 
 
 @pytest.mark.parametrize(
