@@ -176,10 +176,15 @@ class BatchNormPad(nn.Module):
         y: Tensor = self.norm(x)
         sides = _torch_order(self.padding)
         outside = 1 - functional.pad(y.new_ones(1, 1, *y.shape[2:]), sides)
-        border = self._image_of_zero().to(y.dtype).view(-1, *(1,) * len(self.padding))
+        border = self.image_of_zero().to(y.dtype).view(-1, *(1,) * len(self.padding))
         return functional.pad(y, sides) + border * outside
 
-    def _image_of_zero(self) -> Tensor:
+    def image_of_zero(self) -> Tensor:
+        """Return what the running statistics make of zeros, ``(C,)``: the border.
+
+        Raises:
+            RuntimeError: if the running statistics are switched off.
+        """
         norm = self.norm
         if norm.running_mean is None or norm.running_var is None:
             raise RuntimeError("BatchNormPad needs running statistics; do not switch them off.")

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.errors import ConfigurationError
 from repblocks.execution import obstacles
+from repblocks.execution.dense import run_dense
+from repblocks.execution.dense_reading import split_dense
 from repblocks.execution.merged import run_merged
-from repblocks.execution.profit import may_pay, merging_pays, weight_space_pays
-from repblocks.execution.reading import split
+from repblocks.execution.profit import dense_pays, may_pay, merging_pays, weight_space_pays
+from repblocks.execution.reading import remembered, split
 from repblocks.execution.weight_space import run_in_weight_space
 
 EXECUTIONS = ("auto", "branchwise", "merged", "weight_space")
@@ -71,7 +73,10 @@ def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | 
     reason = obstacles.of_norms(norms)
     if reason is not None:
         return None, reason
-    parts = split(branches, modules, x.ndim - 2)
+    dense = remembered(split_dense, branches, x.ndim - 2)
+    if dense is not None and dense_pays(dense, x, for_time=execution == "auto"):
+        return run_dense(dense, x), None
+    parts = remembered(split, branches, x.ndim - 2)
     if not parts.merged:
         return None, "no branch is a pointwise or a small depthwise kernel"
     pays = execution == "merged" or merging_pays(parts, x)

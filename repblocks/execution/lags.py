@@ -3,6 +3,8 @@
 At stride 1, the sum of ``x[p + u] x[p + v]`` over *all* positions p is one number for each lag
 ``v - u``: the autocorrelation of the image. A few passes give it, and the positions outside the
 output, which a window near the border would have, are few and are taken away one by one.
+
+Shapes: x ``(N, C, H, W)``, G groups of D = C / G channels, windows of ``*k`` taps, K of them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -29,7 +32,7 @@ class Strip:
     Args:
         axes: Where the taps read that read something of the image at all.
         read: The part of the image that they read, of ``(N, C, H, W)``.
-        pairs: The pairs of these taps, of ``(C, *k, *k)``.
+        pairs: The pairs of these taps, of ``(G, D, *k, D, *k)``.
     """
 
     axes: tuple[Axis, Axis]
@@ -57,39 +60,54 @@ class Lags:
         first, second = axes
         return cls((first.size, second.size), (first.dilation, second.dilation))
 
-    def products(self, x: Tensor) -> Tensor:
-        """Return the sums over all positions of the products of pairs of taps, ``(C, K, K)``."""
+    def products(self, x: Tensor, groups: int) -> Tensor:
+        """Return the sums over all positions of the products of pairs, ``(G, D, *k, D, *k)``."""
         rows, columns = self.sizes
-        reach = [(size - 1) * step for size, step in zip(self.sizes, self.dilation, strict=True)]
         # Lags (a, b) with a >= 0; the others are theirs by symmetry.
-        found = x.new_empty(x.shape[1], _tiled(rows), _tiled(2 * columns - 1))
-        high = (found.shape[1] - 1) * self.dilation[0]
-        right = (found.shape[2] - 1) * self.dilation[1] - reach[1]
+        half = self._half(x, groups)[..., :rows, : 2 * columns - 1]
+        half = half.reshape(groups, half.shape[1], half.shape[1], rows, -1)
+        full = torch.cat([half[..., 1:, :].flip(3, 4).transpose(1, 2), half], 3)
+        pairs = x.new_empty(*half.shape[:2], rows, columns, half.shape[1], rows, columns)
+        for (row, column), differences in self._differences():
+            pairs[:, :, row, column] = full[differences]
+        return pairs
+
+    def _half(self, x: Tensor, groups: int) -> Tensor:
+        """Return the products ``(C, D, >= rows, >= 2 * columns - 1)`` for lags downwards."""
+        rows, columns = self.sizes
+        depth = x.shape[1] // groups
+        # A dense weight gradient is as fast for a kernel of any size.
+        tile = (_TILE, _TILE) if depth == 1 else (rows, 2 * columns - 1)
+        reach = [(size - 1) * step for size, step in zip(self.sizes, self.dilation, strict=True)]
+        counts = [-(-size // t) for size, t in zip((rows, 2 * columns - 1), tile, strict=True)]
+        shape = [count * t for count, t in zip(counts, tile, strict=True)]
+        found = x.new_empty(x.shape[1], depth, *shape)
+        high = (shape[0] - 1) * self.dilation[0]
+        right = (shape[1] - 1) * self.dilation[1] - reach[1]
         padded = functional.pad(x, (reach[1], right, 0, high))
-        lattice = [Axis(_TILE, dilation=step) for step in self.dilation]
-        for row, column in product(*(range(0, size, _TILE) for size in found.shape[1:])):
+        lattice = [Axis(t, dilation=step) for t, step in zip(tile, self.dilation, strict=True)]
+        extents = [axis.extent - 1 for axis in lattice]
+        for row, column in product(*(range(0, s, t) for s, t in zip(shape, tile, strict=True))):
             top, left = row * self.dilation[0], column * self.dilation[1]
             part = padded[
                 ...,
-                top : top + x.shape[2] + (_TILE - 1) * self.dilation[0],
-                left : left + x.shape[3] + (_TILE - 1) * self.dilation[1],
+                top : top + x.shape[2] + extents[0],
+                left : left + x.shape[3] + extents[1],
             ]
-            tile = gradient_of_weight(x, part, (_TILE, _TILE), lattice, x.shape[1]).squeeze(1)
-            found[:, row : row + _TILE, column : column + _TILE] = tile
-        half = found[:, :rows, : 2 * columns - 1]
-        full = torch.cat([half[:, 1:].flip(1, 2), half], 1).flatten(1)
-        return full[:, self._lag_of_pair().to(x.device)]
+            own = gradient_of_weight(x, part, tile, lattice, groups)
+            found[..., row : row + tile[0], column : column + tile[1]] = own
+        return found
 
-    def convolved(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the sum over all positions of ``weight (C, K, K)`` times the taps, at each tap."""
+    def convolved(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """Return the sum over all positions of ``weight (G, D, *k, D, *k)`` times the taps."""
         rows, columns = self.sizes
-        lag = self._lag_of_pair().flatten().to(x.device)
-        kernel = weight.new_zeros(x.shape[1], (2 * rows - 1) * (2 * columns - 1))
-        kernel.index_add_(1, lag, weight.flatten(1))
-        kernel = kernel.view(-1, 1, 2 * rows - 1, 2 * columns - 1)
+        depth = x.shape[1] // groups
+        kernel = weight.new_zeros(groups, depth, depth, 2 * rows - 1, 2 * columns - 1)
+        for (row, column), differences in self._differences():
+            kernel[differences] += weight[:, :, row, column]
         padding = [(size - 1) * step for size, step in zip(self.sizes, self.dilation, strict=True)]
         return functional.conv2d(
-            x, kernel, padding=padding, dilation=self.dilation, groups=x.shape[1]
+            x, kernel.flatten(0, 1), padding=padding, dilation=self.dilation, groups=groups
         )
 
     def outside(self, axes: tuple[Axis, ...]) -> Iterator[Strip]:
@@ -97,24 +115,18 @@ class Lags:
         first, second = axes
         every = slice(None)
         for axis, rows, taps in _ends(first):
-            pairs = (every, taps, every, taps, every)
+            pairs = (every, every, taps, every, every, taps, every)
             yield Strip((axis, _widened(second)), (every, every, rows), pairs)
         for axis, columns, taps in _ends(second):
-            pairs = (every, every, taps, every, taps)
+            pairs = (every, every, every, taps, every, every, taps)
             yield Strip((first, axis), (every, every, every, columns), pairs)
 
-    def _lag_of_pair(self) -> Tensor:
-        """Return the number of the lag of each pair of taps, ``(K, K)``."""
+    def _differences(self) -> Iterator[tuple[tuple[int, int], tuple[EllipsisType | slice, ...]]]:
+        """Give each tap, and where the lags from it to all taps stand among all lags."""
         rows, columns = self.sizes
-        row = torch.arange(rows).repeat_interleave(columns)
-        column = torch.arange(columns).repeat(rows)
-        down = row.unsqueeze(0) - row.unsqueeze(1) + rows - 1
-        right = column.unsqueeze(0) - column.unsqueeze(1) + columns - 1
-        return down * (2 * columns - 1) + right
-
-
-def _tiled(size: int) -> int:
-    return -(-size // _TILE) * _TILE
+        for row, column in product(range(rows), range(columns)):
+            down = slice(rows - 1 - row, 2 * rows - 1 - row)
+            yield (row, column), (..., down, slice(columns - 1 - column, 2 * columns - 1 - column))
 
 
 def _widened(axis: Axis) -> Axis:

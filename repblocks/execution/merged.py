@@ -17,6 +17,7 @@ from torch import Tensor
 
 from repblocks.algebra.affine import embed
 from repblocks.algebra.axis import Axis
+from repblocks.algebra.kernel import Conv
 from repblocks.execution.convolving import sampled
 from repblocks.execution.moments import Reading, run_kernel, with_moments
 from repblocks.execution.pointwise_moments import Channels
@@ -42,15 +43,16 @@ def _depthwise(parts: Split, x: Tensor) -> Tensor:
 
 def _in_window(branch: NormedConv, axes: Sequence[Axis], like: Tensor) -> Tensor:
     """Return the kernel of a depthwise branch in the common window, ``(C, K)``."""
-    if branch.conv is None:
-        own = like.new_ones(like.shape[0], 1, *(1,) * len(axes))
-    else:
+    if isinstance(branch.conv, Conv):
         own = branch.conv.weight.to(like.dtype)
+    else:
+        share = 1.0 if branch.conv is None else 1 / branch.taps
+        own = like.new_full((like.shape[0], 1, *(axis.size for axis in branch.axes)), share)
     return embed(own, branch.axes, axes).flatten(1)
 
 
 def _pointwise(parts: Split, x: Tensor) -> Tensor:
-    convs = [branch.conv for branch in parts.merged if branch.conv is not None]
+    convs = [branch.conv for branch in parts.merged if isinstance(branch.conv, Conv)]
     reading = Channels(convs[0].groups, len(parts.axes))
     x, centre, mean, covariance = with_moments(sampled(x, parts.axes), reading)
     weight = torch.stack([conv.weight for conv in convs]).to(mean.dtype)

@@ -41,8 +41,13 @@ class Reading(Protocol):
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(G, D)`` less the offset, and the biased covariance ``(G, D, D)``."""
 
-    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
-        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
+    def gradient(
+        self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
+    ) -> Tensor:
+        """Return the gradient of the input from those of its moments, of the mean ``(G, D)``.
+
+        ``of_x`` is what else arrives at the input, and is added.
+        """
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(G, R, D)``."""
@@ -69,9 +74,9 @@ class _Moments(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reading: Reading) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            wide = _wide(x)
-            centre = wide[:1].flatten(2).mean((0, 2))
-            mean, covariance = reading.moments(wide, centre)
+            precise = wide(x)
+            centre = precise[:1].flatten(2).mean((0, 2))
+            mean, covariance = reading.moments(precise, centre)
         ctx.reading = reading
         ctx.save_for_backward(x, centre, mean)
         ctx.mark_non_differentiable(centre)
@@ -82,11 +87,10 @@ class _Moments(Function):
         x, centre, mean = ctx.saved_tensors
         of_x, _, of_mean, of_covariance = gradients
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            wide = _wide(x)
-            mean = mean + ctx.reading.offset(wide, centre)
-            own = ctx.reading.gradient(wide, mean, of_mean, of_covariance)
-            total = own.add_(of_x).to(x.dtype)
-        return _Once.apply(total, x, *gradients), None
+            precise = wide(x)
+            mean = mean + ctx.reading.offset(precise, centre)
+            total = ctx.reading.gradient(precise, mean, of_mean, of_covariance, of_x).to(x.dtype)
+        return once(total, x, *gradients), None
 
 
 class _Kernel(Function):
@@ -109,11 +113,11 @@ class _Kernel(Function):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
                 of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
-                of_x = _Once.apply(of_x, x, g)
-            wide = _wide(g)
-            of_kernel = reading.product(wide, _wide(x), centre)
-            of_shift = wide.flatten(2).sum((0, 2))
-        return of_x, _Once.apply(of_kernel, x, g), of_shift, None, None
+                of_x = once(of_x, x, g)
+            precise = wide(g)
+            of_kernel = reading.product(precise, wide(x), centre)
+            of_shift = precise.flatten(2).sum((0, 2))
+        return of_x, once(of_kernel, x, g), of_shift, None, None
 
 
 class _Once(Function):
@@ -139,5 +143,12 @@ def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:
     return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1, *sizes)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return float32 for what is less precise, and anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def once(gradient: Tensor, *inputs: Tensor) -> Tensor:
+    """Return a gradient that raises if it is differentiated again by what it depends on."""
+    result: Tensor = _Once.apply(gradient, *inputs)
+    return result

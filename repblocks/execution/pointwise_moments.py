@@ -47,12 +47,15 @@ class Channels:
         second = self._products(centred, centred) / self.count(x)
         return mean, second - mean.unsqueeze(2) * mean.unsqueeze(1)
 
-    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+    def gradient(
+        self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
+    ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
-        return CONV_FUNCTIONS[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
+        own = CONV_FUNCTIONS[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
+        return own.add_(of_x)
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times the centred channels, ``(G, R, D)``."""
@@ -67,4 +70,8 @@ class Channels:
             left, right = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
             return (left.T @ right).unsqueeze(0)
         left, right = (t.flatten(2).view(len(t), self.groups, -1, t[0, 0].numel()) for t in (a, b))
+        if left.shape[3] < left.shape[2]:
+            # A matrix for each image would be larger than the image.
+            left, right = (t.permute(1, 2, 0, 3).flatten(2) for t in (left, right))
+            return left @ right.transpose(1, 2)
         return (left @ right.transpose(2, 3)).sum(0)

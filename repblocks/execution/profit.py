@@ -8,16 +8,28 @@ code, nothing was measured, and ``auto`` runs the branches.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
+from repblocks.execution import compiled
+from repblocks.execution.dense_reading import DenseSplit
 from repblocks.execution.reading import Split
+from repblocks.execution.window_moments import Windows
 
-#: Fewer branches than these gain memory, but no time.
+#: Fewer branches than these gain time only beside a large input.
 _BRANCHES = 3
+#: Positions for each channel, from which fewer pointwise branches gain it.
+_FEW = 32
 _POINTWISE = 2**16
+#: Positions for each number that a group of dense kernels reads.
+_DENSE = 8
 #: Values of the input, by whether the block has a stride and whether the channels lie last.
 _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
+#: The same where kernels are compiled, and the smallest image of one channel that these do well.
+_COMPILED = {(False, False): 2**17, (False, True): 2**19, (True, False): 2**19}
+_COMPILED_IMAGE = 64
 
 
 def may_pay(x: Tensor) -> bool:
@@ -26,18 +38,37 @@ def may_pay(x: Tensor) -> bool:
     return is_known and x.numel() >= _POINTWISE
 
 
+def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool) -> bool:
+    """Tell whether the input is large beside the covariance of a window.
+
+    Args:
+        parts: The branches.
+        x: Their input.
+        for_time: Whether it shall be no slower than the branches; else it keeps less for the
+            backward pass, and is not much slower.
+    """
+    reading = Windows(parts.groups, parts.axes)
+    read = x.shape[1] // parts.groups * reading.taps
+    is_large = reading.count(x) >= (_DENSE if for_time else _DENSE // 4) * read
+    return is_large and reading.lags(x) is not None
+
+
 def merging_pays(parts: Split, x: Tensor) -> bool:
     """Tell whether the merged branches take less time than one by one."""
-    if len(parts.merged) < _BRANCHES:
-        return False
+    is_few = len(parts.merged) < _BRANCHES
     if not parts.is_depthwise:
         # A product of matrices as large as the weights, for each branch, stands against the input.
-        return x.numel() >= 2 * x.shape[1] ** 2
-    if x.ndim != 4:
+        read = x.numel() // prod(axis.stride for axis in parts.axes)
+        return read >= (_FEW if is_few else 2) * x.shape[1] ** 2
+    if is_few or x.ndim != 4:
         return False
     has_stride = any(axis.stride > 1 for axis in parts.axes)
     is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return x.numel() >= _DEPTHWISE.get((has_stride, is_last), x.numel() + 1)
+    is_compiled = compiled.serves(x, parts.axes)
+    if is_compiled and x.shape[2] * x.shape[3] < _COMPILED_IMAGE:
+        return False
+    least = (_COMPILED if is_compiled else _DEPTHWISE).get((has_stride, is_last))
+    return least is not None and x.numel() >= least
 
 
 def weight_space_pays(branches: nn.Module, x: Tensor) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -14,7 +15,7 @@ from repblocks.algebra.axis import Axis, common_axis, compose_axes
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import has_rule
-from repblocks.branches import Pad, Subsample, Sum
+from repblocks.branches import AveragePool, Pad, Subsample, Sum
 from repblocks.errors import NotFoldable
 
 #: Covariances of larger windows cost more than the convolutions that they save.
@@ -23,15 +24,15 @@ MOST_TAPS = 27
 
 @dataclass(frozen=True)
 class NormedConv:
-    """A branch: padding and stride, then a convolution or nothing, then a BatchNorm.
+    """A branch: padding and stride, then a kernel or nothing, then a BatchNorm.
 
     Args:
-        conv: Without bias; None for the input itself.
+        conv: A convolution without bias, or a pooling; None for the input itself.
         axes: Where the taps read, padding and stride before the convolution included.
         norm: Of the output.
     """
 
-    conv: Conv | None
+    conv: Conv | AveragePool | None
     axes: tuple[Axis, ...]
     norm: BatchNorm
 
@@ -44,7 +45,9 @@ class NormedConv:
     def is_depthwise(self) -> bool:
         """Whether each channel is read alone, into one."""
         conv = self.conv
-        return conv is None or conv.in_channels == conv.out_channels == conv.groups
+        if not isinstance(conv, Conv):
+            return True
+        return conv.in_channels == conv.out_channels == conv.groups
 
 
 def branches_of(module: nn.Module) -> list[nn.Module]:
@@ -54,35 +57,58 @@ def branches_of(module: nn.Module) -> list[nn.Module]:
 
 def read_branch(branch: nn.Module, ndim: int) -> NormedConv | None:
     """Return what a branch is, or None if it is something else."""
-    *linear, norm = _steps(branch)
+    *linear, norm = steps_of(branch)
     if not is_batch_norm(norm):
         return None
-    axes, conv = (Axis(),) * ndim, None
-    for step in linear:
-        if conv is not None or not has_rule(step):
-            return None
-        if isinstance(step, Pad):
-            after = [Axis(1, 1, low, high) for low, high in step.padding]
-        elif isinstance(step, Subsample):
-            after = [Axis(1, stride) for stride in step.stride]
-        elif isinstance(step, Conv) and _is_plain(step, ndim):
-            conv, after = step, [*ConvKernel.from_conv(step).axes]
-        else:
+    found = composed(linear, [Axis()] * ndim)
+    return None if found is None else NormedConv(*found, norm)
+
+
+def composed(
+    steps: Sequence[nn.Module], axes: Sequence[Axis]
+) -> tuple[Conv | AveragePool | None, tuple[Axis, ...]] | None:
+    """Return the one kernel of a series, and where its taps read; None if it is something else.
+
+    Args:
+        steps: The series; nothing comes after the kernel.
+        axes: What is read before it.
+    """
+    kernel: Conv | AveragePool | None = None
+    for step in steps:
+        after = None if kernel is not None or not has_rule(step) else _axes_of(step, len(axes))
+        if after is None:
             return None
         if any(b.pads and min(a.low, a.high) < 0 for b, a in zip(after, axes, strict=True)):
             return None  # zeros stand where the input goes on
+        if isinstance(step, (Conv, AveragePool)):
+            kernel = step
         axes = tuple(compose_axes(b, a) for b, a in zip(after, axes, strict=True))
-    return NormedConv(conv, axes, norm)
+    return kernel, tuple(axes)
 
 
-def _is_plain(conv: Conv, ndim: int) -> bool:
+def _axes_of(step: nn.Module, ndim: int) -> Sequence[Axis] | None:
+    """Return where the taps of a step read its input; None if it is no step of a branch."""
+    if isinstance(step, Pad):
+        return [Axis(1, 1, low, high) for low, high in step.padding]
+    if isinstance(step, Subsample):
+        return [Axis(1, stride) for stride in step.stride]
+    if isinstance(step, AveragePool):
+        return step.axes
+    if isinstance(step, Conv) and is_plain(step, ndim):
+        return ConvKernel.from_conv(step).axes
+    return None
+
+
+def is_plain(conv: Conv, ndim: int) -> bool:
+    """Tell whether a convolution has no bias, pads with zeros, and has so many axes."""
     return conv.bias is None and conv.padding_mode == "zeros" and len(conv.kernel_size) == ndim
 
 
-def _steps(branch: nn.Module) -> Iterator[nn.Module]:
+def steps_of(branch: nn.Module) -> Iterator[nn.Module]:
+    """Give the operations of a branch, one after the other."""
     if isinstance(branch, nn.Sequential):
         for child in branch:
-            yield from _steps(child)
+            yield from steps_of(child)
     elif not isinstance(branch, nn.Identity):
         yield branch
 
@@ -97,29 +123,40 @@ class Split:
     is_depthwise: bool
 
 
-#: What the branches were when they were last read: the same modules are split in the same way.
-_SPLITS: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Split]] = WeakKeyDictionary()
+T = TypeVar("T")
+#: What the branches were when they were last read: the same modules are read in the same way.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], dict[Any, Any]]] = WeakKeyDictionary()
 
 
-def split(tree: nn.Module, modules: list[nn.Module], ndim: int) -> Split:
+def remembered(read: Callable[[nn.Module, int], T], tree: nn.Module, ndim: int) -> T:
+    """Return ``read(tree, ndim)``, which is called anew only if the tree has other modules.
+
+    Args:
+        read: Reads the modules of a tree, but not their weights.
+        tree: The branches of a block.
+        ndim: Number of spatial axes.
+    """
+    below = [*tree.modules()][1:]  # not the tree itself, which could then not be forgotten
+    known = _KNOWN.get(tree)
+    if known is None or known[0] != below:
+        known = _KNOWN[tree] = below, {}
+    if read not in known[1]:
+        known[1][read] = read(tree, ndim)
+    return known[1][read]
+
+
+def split(tree: nn.Module, ndim: int) -> Split:
     """Find the branches that can be merged into one kernel.
 
     Args:
         tree: The branches of a block.
-        modules: All modules of the tree, itself first.
         ndim: Number of spatial axes.
     """
-    below = modules[1:]  # not the tree itself, which could then not be forgotten
-    known = _SPLITS.get(tree)
-    if known is None or known[0] != below:
-        known = _SPLITS[tree] = below, _split(tree, ndim)
-    return known[1]
-
-
-def _split(tree: nn.Module, ndim: int) -> Split:
     read = [(branch, read_branch(branch, ndim)) for branch in branches_of(tree)]
     known = [found for _, found in read if found is not None]
     is_depthwise = bool(known) and all(found.is_depthwise for found in known)
+    if not is_depthwise:
+        known = [found for found in known if not isinstance(found.conv, AveragePool)]
     merged: list[NormedConv] = []
     axes: tuple[Axis, ...] = ()
     for found in sorted(known, key=lambda found: (found.conv is None, found.taps)):
@@ -136,7 +173,7 @@ def _split(tree: nn.Module, ndim: int) -> Split:
 
 def _common_axes(branches: Sequence[NormedConv]) -> tuple[Axis, ...] | None:
     """Return the axes that hold the taps of all branches, if they read in the same groups."""
-    if len({branch.conv.groups for branch in branches if branch.conv is not None}) > 1:
+    if len({branch.conv.groups for branch in branches if isinstance(branch.conv, Conv)}) > 1:
         return None
     try:
         return tuple(map(common_axis, zip(*(branch.axes for branch in branches), strict=True)))

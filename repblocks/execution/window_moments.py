@@ -1,12 +1,14 @@
 """Mean and covariance of the window of each channel: what every depthwise branch reads.
 
-Shapes: x ``(N, C, *spatial)``, ``*P`` output positions, ``*k`` taps of the window, K of them, M = N
-times the number of positions.
+Shapes: x ``(N, C, *spatial)``, G groups of D = C / G channels, ``*P`` output positions, ``*k`` taps
+of the window, K of them, M = N times the number of positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from types import EllipsisType
@@ -15,16 +17,19 @@ import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
+from repblocks.execution.compiled import window_gradient, window_products
 from repblocks.execution.convolving import cropped, gradient_of_weight, padded
 from repblocks.execution.lags import Lags
 
 
 @dataclass(frozen=True)
 class Windows:
-    """The vector of the taps of a window, at each output position, of each channel.
+    """The vector of the taps of a window, at each output position, of the channels of a group.
+
+    The moments about a centre are those of single channels, G = C.
 
     Args:
-        groups: C.
+        groups: G.
         axes: Where the taps read; zeros outside the image.
     """
 
@@ -47,14 +52,14 @@ class Windows:
         """Return how many vectors are read."""
         return x.shape[0] * self.positions(x)
 
-    def _lags(self, x: Tensor) -> Lags | None:
+    def lags(self, x: Tensor) -> Lags | None:
         """Return the differences of two taps, where products depend on nothing else."""
         is_large = all(s >= axis.extent for s, axis in zip(x.shape[2:], self.axes, strict=True))
         return Lags.of(self.axes) if is_large else None
 
     def offset(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the centre times the share of windows whose tap lies inside, ``(C, K)``."""
-        return centre.unsqueeze(1) * self._mask(x).mean(2).to(centre.dtype)
+        return centre.unsqueeze(1) * _remembered(_mask_mean, self.axes, x, centre.dtype)
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(C, K)`` less the offset, and the covariance ``(C, K, K)``.
@@ -62,27 +67,36 @@ class Windows:
         With the mask ``m`` of the image, ``x = x' + c m``: the covariance has four parts, each a
         covariance of small numbers, or of the mask.
         """
-        centred, count = self._centred(x, centre), self.count(x)
-        summed, deviation = self.read(centred.sum(0, keepdim=True)), self._mask_deviation(x)
+        count, deviation = self.count(x), self.mask_deviation(x)
+        gram, images = window_products(x, centre, self.axes) or self._products(x, centre)
+        summed = self.read(images)
         mean = summed.sum(2) / count
-        covariance = self._gram(centred) / count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        covariance = gram / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
-        border = deviation @ deviation.transpose(1, 2) / self.positions(x)
+        border = _remembered(_mask_covariance, self.axes, x, x.dtype)
         covariance = covariance + mixed + mixed.transpose(1, 2)
         return mean, covariance + centre.square().view(-1, 1, 1) * border
 
-    def gradient(self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor) -> Tensor:
+    def _products(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        centred = self.centred(x, centre)
+        return self.gram(centred), centred.sum(0, keepdim=True)
+
+    def gradient(
+        self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
+    ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(C, K)``."""
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         constant = bias.unsqueeze(2).expand(-1, -1, self.positions(x))
-        return self._mixed(x, weight).add_(self.write(constant, x[:1]))
+        image = self.write(constant, x[:1])
+        found = window_gradient(x, weight, image, of_x, self.axes)
+        return self.mixed(x, weight).add_(image).add_(of_x) if found is None else found
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
         sizes, channels = [axis.size for axis in self.axes], x.shape[1]
-        inner = gradient_of_weight(g, self._centred(x, centre), sizes, self.axes, channels)
-        border = g.sum(0).flatten(1) @ self._mask_deviation(x)[0].T
+        inner = gradient_of_weight(g, self.centred(x, centre), sizes, self.axes, channels)
+        border = g.sum(0).flatten(1) @ self.mask_deviation(x)[0].T
         return inner.view(channels, 1, -1) + (centre.unsqueeze(1) * border).unsqueeze(1)
 
     def read(self, x: Tensor) -> Tensor:
@@ -104,44 +118,51 @@ class Windows:
             view[where].add_(values[:, tap])
         return cropped(target, self.axes)
 
-    def _centred(self, x: Tensor, centre: Tensor) -> Tensor:
+    def centred(self, x: Tensor, centre: Tensor) -> Tensor:
+        """Return the input less the centre ``(C,)``."""
         return x - centre.view(-1, *(1,) * len(self.axes))
 
-    def _mask(self, x: Tensor) -> Tensor:
+    def mask(self, x: Tensor) -> Tensor:
         """Return which taps lie inside the image, ``(1, K, P)``, in float64."""
-        return self.read(torch.ones_like(x[:1, :1], dtype=torch.float64))
+        return _remembered(_mask, self.axes, x, torch.float64)
 
-    def _mask_deviation(self, x: Tensor) -> Tensor:
-        mask = self._mask(x)
-        return (mask - mask.mean(2, keepdim=True)).to(x.dtype)
+    def mask_deviation(self, x: Tensor) -> Tensor:
+        """Return the mask less its mean over the positions, ``(1, K, P)``, in the dtype of x."""
+        return _remembered(_mask_deviation, self.axes, x, x.dtype)
 
-    def _gram(self, x: Tensor) -> Tensor:
-        """Return the sums of the products of all pairs of taps, ``(C, K, K)``."""
-        lags = self._lags(x)
+    def gram(self, x: Tensor) -> Tensor:
+        """Return the sums of the products of all pairs that a group reads, ``(G, DK, DK)``."""
+        lags = self.lags(x)
         if lags is None:
-            taps = self.read(x)
+            taps = self.read_groups(x)
             return taps @ taps.transpose(1, 2)
-        total = lags.products(x)
-        pairs = total.view(-1, *lags.sizes, *lags.sizes)
+        pairs = lags.products(x, self.groups)
         for strip in lags.outside(self.axes):
-            taps = Windows(self.groups, strip.axes).read(x[strip.read])
+            taps = Windows(self.groups, strip.axes).read_groups(x[strip.read])
             part = pairs[strip.pairs]
             part -= (taps @ taps.transpose(1, 2)).view_as(part)
-        return total
+        return pairs.flatten(4).flatten(1, 3)
 
-    def _mixed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return what ``write(weight @ read(x))`` gives, for a symmetric weight ``(C, K, K)``."""
-        lags = self._lags(x)
+    def mixed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Return what a symmetric weight ``(G, DK, DK)`` makes of what is read, written back."""
+        lags = self.lags(x)
         if lags is None:
-            return self.write(weight @ self.read(x), x)
-        total = lags.convolved(x, weight)
-        pairs = weight.view(-1, *lags.sizes, *lags.sizes)
+            return self.write((weight @ self.read_groups(x)).view(x.shape[1], self.taps, -1), x)
+        depth = x.shape[1] // self.groups
+        pairs = weight.view(self.groups, depth, *lags.sizes, depth, *lags.sizes)
+        total = lags.convolved(x, pairs, self.groups)
         for strip in lags.outside(self.axes):
             windows, part = Windows(self.groups, strip.axes), x[strip.read]
-            taps = windows.read(part)
-            own = pairs[strip.pairs].reshape(-1, *taps.shape[1:2] * 2)
-            total[strip.read] -= windows.write(own @ taps, part)
+            taps = windows.read_groups(part)
+            own = pairs[strip.pairs].reshape(self.groups, *taps.shape[1:2] * 2)
+            written = (own @ taps).view(x.shape[1], windows.taps, -1)
+            total[strip.read] -= windows.write(written, part)
         return total
+
+    def read_groups(self, x: Tensor) -> Tensor:
+        """Return what each group reads, ``(G, DK, M)``."""
+        taps = self.read(x)
+        return taps.view(self.groups, -1, taps.shape[2])
 
     def _view(self, image: Tensor) -> Tensor:
         """View a padded input as ``(N, C, *P, *k)``."""
@@ -158,3 +179,43 @@ class Windows:
                 *(step * axis.dilation for step, axis in steps),
             ),
         )
+
+
+Place = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+def _mask(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    size, _, device = place
+    ones = torch.ones(1, 1, *size, dtype=torch.float64, device=device)
+    return Windows(1, axes).read(ones)
+
+
+def _mask_mean(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    return _mask(axes, place).mean(2).to(place[1])
+
+
+def _mask_deviation(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    mask = _mask(axes, place)
+    return (mask - mask.mean(2, keepdim=True)).to(place[1])
+
+
+def _mask_covariance(axes: tuple[Axis, ...], place: Place) -> Tensor:
+    deviation = _mask_deviation(axes, (place[0], torch.float64, place[2]))
+    return (deviation @ deviation.transpose(1, 2) / deviation.shape[2]).to(place[1])
+
+
+Compute = Callable[[tuple[Axis, ...], Place], Tensor]
+
+
+def _remembered(compute: Compute, axes: tuple[Axis, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a property of the mask, which depends on the size of the image alone."""
+    place = (tuple(x.shape[2:]), dtype, x.device)
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return compute(axes, place)
+    return _known(compute, axes, place)
+
+
+@lru_cache(maxsize=256)
+def _known(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return compute(axes, place)

@@ -5,29 +5,31 @@ import torch
 from execution_runs import block_of, image
 from torch import distributed, multiprocessing, nn
 
-CASES = [(8, 8, 1), (8, 8, 3)]
+CASES = [("mobileone", 1), ("mobileone", 3), ("dbb", 3)]
 
 
-def build(shape):
-    return block_of("mobileone", *shape, groups=8 if shape[2] > 1 else 1, execution="merged")
+def build(case):
+    name, size = case
+    groups = 8 if case == ("mobileone", 3) else 1
+    return block_of(name, 8, 8, size, groups=groups, execution="merged")
 
 
 def batch():
     # Means that differ from process to process: the centres of both differ, too.
-    x = image(5, 8, 7, 6)
-    return x + torch.linspace(-3, 3, 5, dtype=x.dtype).view(-1, 1, 1, 1)
+    x = image(9, 8, 7, 6)
+    return x + torch.linspace(-3, 3, 9, dtype=x.dtype).view(-1, 1, 1, 1)
 
 
-def run(rank, shape, folder):
+def run(rank, case, folder):
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
-    block = nn.SyncBatchNorm.convert_sync_batchnorm(build(shape))
-    x = batch()[:2] if rank == 0 else batch()[2:]
+    block = nn.SyncBatchNorm.convert_sync_batchnorm(build(case))
+    x = batch()[:4] if rank == 0 else batch()[4:]
     x.requires_grad_()
     y = block(x)
     weights = torch.linspace(-1, 1, batch().numel(), dtype=y.dtype).view(batch().shape).sin()
-    (y * (weights[:2] if rank == 0 else weights[2:])).sum().backward()
+    (y * (weights[:4] if rank == 0 else weights[4:])).sum().backward()
     for parameter in block.parameters():
         distributed.all_reduce(parameter.grad)
     gradients = {key: p.grad for key, p in block.named_parameters()}
@@ -36,11 +38,11 @@ def run(rank, shape, folder):
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("shape", CASES)
-def test_two_processes_are_one(shape, tmp_path):
-    multiprocessing.start_processes(run, (shape, tmp_path), nprocs=2, start_method="fork")
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case, tmp_path):
+    multiprocessing.start_processes(run, (case, tmp_path), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    block, x = build(shape), batch().requires_grad_()
+    block, x = build(case), batch().requires_grad_()
     block.execution = "branchwise"
     y = block(x)
     (y * torch.linspace(-1, 1, x.numel(), dtype=y.dtype).view(x.shape).sin()).sum().backward()

@@ -9,6 +9,7 @@ CASES = {
     "depthwise": ("mobileone", (8, 8, 3), {"groups": 8}),
     "depthwise 5, strided": ("mobileone", (8, 8, 5, 2), {"groups": 8}),
     "dense": ("repvgg", (8, 8, 3), {}),
+    "nested": ("dbb", (8, 8, 3), {}),
 }
 SIZES = [5, 20]  # in the smaller one, half of all windows reach over the border
 
@@ -16,7 +17,7 @@ SIZES = [5, 20]  # in the smaller one, half of all windows reach over the border
 def errors(case, ratio, size, dtype):
     name, shape, options = CASES[case]
     block = block_of(name, *shape, activation=None, **options)
-    x = (image(4, 8, size, size) + ratio).to(dtype)
+    x = (image(8, 8, size, size) + ratio).to(dtype)
     truth = step(block, x.double(), "branchwise")
     found = {}
     for execution in ("branchwise", "merged"):

@@ -11,7 +11,8 @@ LAST = torch.channels_last
 
 def is_merged(monkeypatch, name, channels, kernel_size, shape, layout=None, **options):
     """Tell whether `auto` merges a block for an input of a shape."""
-    monkeypatch.setattr(dispatch, "run_merged", lambda _, x: x)
+    for run in ("run_merged", "run_dense"):
+        monkeypatch.setattr(dispatch, run, lambda _, x: x)
     block = block_of(name, channels, channels, kernel_size, **options).float()
     x = torch.zeros(shape).to(memory_format=layout or torch.contiguous_format)
     return dispatch.execute(block.branches, x, "auto") is x
@@ -39,5 +40,25 @@ def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, e
     assert is_merged(monkeypatch, "mobileone", 32, 3, shape, layout, **options) is expected
 
 
-def test_two_merged_branches_beside_a_dense_one_save_memory_only(monkeypatch):
-    assert not is_merged(monkeypatch, "repvgg", 32, 3, (16, 32, 64, 64))
+@pytest.mark.parametrize(
+    ("channels", "shape", "expected"),
+    [
+        (32, (16, 32, 64, 64), True),
+        (64, (16, 64, 8, 8), False),  # 16 positions for each channel
+    ],
+)
+def test_two_merged_branches_beside_a_dense_one(monkeypatch, channels, shape, expected):
+    assert is_merged(monkeypatch, "repvgg", channels, 3, shape) is expected
+
+
+def test_two_depthwise_branches_run_one_by_one(monkeypatch):
+    options = {"groups": 32, "num_conv_branches": 1, "use_scale_branch": False}
+    assert not is_merged(monkeypatch, "mobileone", 32, 3, (16, 32, 64, 64), **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((8, 32, 32, 32), True), ((1, 32, 32, 32), False)],  # the covariance of a window: 288²
+)
+def test_dense_branches_merge_where_there_are_many_positions(monkeypatch, shape, expected):
+    assert is_merged(monkeypatch, "dbb", 32, 3, shape) is expected

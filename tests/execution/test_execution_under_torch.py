@@ -15,13 +15,14 @@ CASES = [
     ("mobileone", (8, 8, 1), {}),
     ("mobileone", (8, 8, 3), {"groups": 8}),
     ("repvgg", (8, 8, 3), {}),
+    ("dbb", (8, 8, 3), {}),
 ]
 blocks = pytest.mark.parametrize(("name", "shape", "options"), CASES, ids=str)
 
 
 @blocks
 def test_a_block_that_is_called_twice(name, shape, options):
-    block, x = block_of(name, *shape, **options), image(2, 8, 9, 9)
+    block, x = block_of(name, *shape, **options), image(3, 8, 9, 9)
     assert_same(step(block, x, "merged", calls=2), step(block, x, "branchwise", calls=2))
 
 
@@ -37,7 +38,7 @@ class Checkpointed(nn.Module):
 
 @blocks
 def test_gradients_have_memory_of_their_own(name, shape, options):
-    block, x = block_of(name, *shape, **options), image(2, 8, 9, 9)
+    block, x = block_of(name, *shape, **options), image(3, 8, 9, 9)
     found = step(block, x, "merged").of_weights
     before = {key: gradient.clone() for key, gradient in found.items()}
     for gradient in found.values():
@@ -47,13 +48,13 @@ def test_gradients_have_memory_of_their_own(name, shape, options):
 
 @blocks
 def test_gradient_checkpointing(name, shape, options):
-    block, x = Checkpointed(block_of(name, *shape, **options)), image(2, 8, 9, 9)
+    block, x = Checkpointed(block_of(name, *shape, **options)), image(3, 8, 9, 9)
     assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
 
 
 @blocks
 def test_weights_that_do_not_train(name, shape, options):
-    block, x = block_of(name, *shape, **options), image(2, 8, 9, 9)
+    block, x = block_of(name, *shape, **options), image(3, 8, 9, 9)
     block.execution = "merged"
     block.requires_grad_(False)
     x.requires_grad_()
@@ -66,7 +67,7 @@ def test_weights_that_do_not_train(name, shape, options):
 
 @blocks
 def test_images_that_need_no_gradient(name, shape, options):
-    block, x = block_of(name, *shape, **options), image(2, 8, 9, 9)
+    block, x = block_of(name, *shape, **options), image(3, 8, 9, 9)
     gradients = {}
     for execution in ("branchwise", "merged"):
         twin = copy.deepcopy(block)
@@ -100,6 +101,7 @@ def saved_bytes(block, x):
         ("mobileone", (32, 32, 1), {}, 1.1),
         ("mobileone", (32, 32, 3), {"groups": 32}, 1.1),
         ("repvgg", (32, 32, 3), {}, 2.1),
+        ("dbb", (32, 32, 3), {}, 1.7),
     ],
 )
 def test_what_is_kept_for_the_backward_pass(name, shape, options, most):
@@ -113,7 +115,7 @@ def test_what_is_kept_for_the_backward_pass(name, shape, options, most):
 
 @blocks
 def test_compiled_blocks_are_the_same(name, shape, options):
-    block, x = block_of(name, *shape, **options).float(), image(2, 8, 9, 9).float()
+    block, x = block_of(name, *shape, **options).float(), image(3, 8, 9, 9).float()
     truth = step(block, x, "merged")
     block.compile(backend="aot_eager")
     found = step(block, x, "merged")
@@ -130,4 +132,4 @@ def test_two_processes_share_their_statistics():
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
