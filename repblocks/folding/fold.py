@@ -7,7 +7,6 @@ compute; the result is compared with a float64 run of the original.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import RepblocksError
+from repblocks.folding.borrowing import memory_of_weights, own
 from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
@@ -25,9 +25,11 @@ from repblocks.folding.planning import ANY_PRICE, Plan, plan
 from repblocks.folding.programs import flows_of
 from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
+from repblocks.folding.recording import evaluation_copy, view_of
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place, put, rewrite
 from repblocks.folding.sites import Emptied, Readers, Sites, calls_and_readers
+from repblocks.folding.state import WritesToWeightsError
 from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
@@ -69,6 +71,7 @@ def fold(
         put(analysis.model, one.conv.path, one.layer())
     emptied += [gone for one in taken_in for gone in one.emptied]
     folded = rewrite(analysis.model, placed, emptied)
+    own(folded, memory_of_weights(model))
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
         report = replace(report, verification=verify_fold(model, folded, example_input))
@@ -152,9 +155,7 @@ class _Analysis:
 
     @classmethod
     def of(cls, model: nn.Module, example_input: Any, layer_price: int) -> _Analysis:
-        twin = copy.deepcopy(model)
-        twin.eval()
-        flows = flows_of(twin, example_input)
+        twin, flows = _programs(model, example_input)
         calls, readers = calls_and_readers(twin, flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
         planned = zip(flows, regions, strict=True)
@@ -174,6 +175,19 @@ class _Analysis:
             tuple(step.path for part in parts for step in part.plan.heuristic),
         )
         return cls(twin, parts, report)
+
+
+def _programs(model: nn.Module, example_input: Any) -> tuple[nn.Module, list[Flow]]:
+    """Copy a model, and return the copy with its programs.
+
+    The weights are not copied, as most are replaced, unless the model's code changes them.
+    """
+    try:
+        twin = view_of(model)
+        return twin, flows_of(twin, example_input, memory_of_weights(model))
+    except WritesToWeightsError:
+        twin = evaluation_copy(model)
+        return twin, flows_of(twin, example_input)
 
 
 def _outermost(parts: list[_Placing]) -> list[_Placing]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -19,11 +19,16 @@ from repblocks.folding.example import Call, run_example
 from repblocks.folding.faithful import is_faithful
 from repblocks.folding.flattening import flatten
 from repblocks.folding.flow import Flow, Step, enclosing
+from repblocks.folding.state import reading_only
 from repblocks.folding.tracing import Activation
 
 
-def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
-    """Trace a model in evaluation mode, and below it what has a program by itself."""
+def flows_of(model: nn.Module, example_input: Any, borrowed: Set[int] = frozenset()) -> list[Flow]:
+    """Trace a model in evaluation mode, and below it what has a program by itself.
+
+    Raises:
+        WritesToWeightsError: if its code would change borrowed memory.
+    """
     flows: list[Flow] = []
     waiting: dict[int, list[Call]] = {
         id(model): [Call("", model, _arguments(model, example_input), {})]
@@ -37,7 +42,8 @@ def flows_of(model: nn.Module, example_input: Any) -> list[Flow]:
         if flow is None:
             continue
         if example_input is not None:
-            flow, found = _run(flow, calls[0])
+            with reading_only(borrowed):
+                flow, found = _run(flow, calls[0])
             for call in found:
                 if id(call.module) not in done and any(call.module.children()):
                     waiting.setdefault(id(call.module), []).append(call)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from repblocks.errors import NotFoldable
+from repblocks.errors import NotFoldable, RepblocksError
 
 _Table = dict[str, Any]
 
@@ -81,8 +81,26 @@ def _differs(new: Any, old: Any) -> bool:
     return isinstance(new, int | float | complex | str) and (type(old), old) != (type(new), new)
 
 
-class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type
-    """Refuses operations that are random or change what was there before."""
+class WritesToWeightsError(RepblocksError):
+    """The code of a module changes memory that is not its own."""
+
+
+@contextmanager
+def reading_only(known: Set[int]) -> Iterator[None]:
+    """Let code run that must not change some memory.
+
+    Raises:
+        WritesToWeightsError: before it does.
+    """
+    if not known:
+        yield
+        return
+    with _Written(known):
+        yield
+
+
+class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no type
+    """Refuses operations that change what was there before."""
 
     def __init__(self, known: Set[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no type
@@ -97,16 +115,33 @@ class _Constant(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise NotFoldable("Its code draws random numbers.")
+        self.check(func)
         names = [argument.name for argument in func._schema.arguments]
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         for argument in func._schema.arguments:
             value = given.get(argument.name)
             is_written = argument.alias_info is not None and argument.alias_info.is_write
             if is_written and isinstance(value, Tensor) and self._is_known(value):
-                raise NotFoldable("Its code changes a tensor of its own, so that calls differ.")
+                self.refuse()
         return func(*args, **kwargs)
+
+    def check(self, function: Any) -> None:
+        """Check an operation by itself."""
+
+    def refuse(self) -> None:
+        """Refuse an operation that changes what was there before."""
+        raise WritesToWeightsError("Its code changes the weights of the model.")
 
     def _is_known(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._known
+
+
+class _Constant(_Written):  # type: ignore[no-untyped-call]  # torch has no type
+    """Refuses operations that are random or change what was there before."""
+
+    def check(self, function: Any) -> None:
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            raise NotFoldable("Its code draws random numbers.")
+
+    def refuse(self) -> None:
+        raise NotFoldable("Its code changes a tensor of its own, so that calls differ.")
