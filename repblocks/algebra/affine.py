@@ -24,8 +24,9 @@ class Lazy:
 
     Args:
         compute: Computes the tensor.
-        part: Computes its rows ``start`` to ``stop - 1`` alone, for tensors that are too large to
-            be computed whole more often than needed; by default the whole tensor is.
+        part: Computes its rows ``start`` to ``stop - 1`` alone, in memory of their own, for tensors
+            that are too large to be computed whole more often than needed; by default the whole
+            tensor is.
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class Lazy:
         return self._value
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return some rows of the value."""
+        """Return some rows of the value, in memory of their own."""
         if self._part is None or "_value" in self.__dict__:
-            return self._value[start:stop]
+            return self._value[start:stop].clone()
         return self._part(start, stop)
 
 

@@ -190,7 +190,9 @@ class ConvKernel:
             index,
             Lazy(
                 lambda: tensor_for(weight, like),
-                lambda start, stop: tensor_for(weight[start:stop], like),
+                lambda start, stop: weight[start:stop].to(
+                    weight if like is None else like, copy=True
+                ),
             ),
             None if bias is None else Lazy(lambda: tensor_for(bias, like)),
             self.axes,

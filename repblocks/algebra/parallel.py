@@ -52,7 +52,7 @@ def add(*maps: AffineMap) -> AffineMap:
     def weight(start: int, stop: int) -> Tensor:
         parts = promoted(*(evaluated_rows(value, start, stop, like()) for value, *_ in terms))
         if any(is_large):
-            total = parts[0].clone(memory_format=torch.contiguous_format)
+            total = parts[0].contiguous()
         else:
             total = parts[0].new_zeros(stop - start, index.shape[1], *(axis.size for axis in axes))
         for (value, column, _), part in list(zip(terms, parts, strict=True))[any(is_large) :]:
