@@ -2,8 +2,8 @@
 
     uv run benchmarks/fold_time.py [NAME ...]
 
-Names are those of timm; images are 1 x 3 x 224 x 224. ``beyond`` is what ``fold(..., verify=False)``
-takes more than the copy and the run; ``verify`` is what verification adds to that.
+Names are those of timm, images are 1 x 3 x 224 x 224. ``beyond`` is what a fold without
+verification takes more than the copy and the run; ``verify`` is what verification adds to that.
 """
 
 from __future__ import annotations
