@@ -9,7 +9,7 @@ Source:
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ def is_batch_norm(module: nn.Module) -> TypeGuard[BatchNorm]:
 
     A subclass with a ``forward`` of its own, one that also applies an activation say, is not one.
     """
-    return type(module).forward in _FORWARDS
+    return forward_of(module) in _FORWARDS
+
+
+def forward_of(module: nn.Module) -> Any:
+    """Return the ``forward`` of a module's class; a compiled one has none."""
+    return getattr(type(module), "forward", None)
 
 
 def is_uncalibrated(norm: BatchNorm) -> bool:

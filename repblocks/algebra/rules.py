@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from repblocks.algebra.affine import AffineMap, Lazy, tensor_for
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv, ConvKernel
-from repblocks.algebra.normalization import batch_norm_map, is_batch_norm
+from repblocks.algebra.normalization import batch_norm_map, forward_of, is_batch_norm
 from repblocks.algebra.serial import compose
 from repblocks.algebra.special import CONV_CLASSES, average_pooling, padding
 from repblocks.errors import NotFoldable
@@ -50,7 +50,7 @@ def apply(module: nn.Module, value: AffineMap, like: Tensor | None = None) -> Af
         NotFoldable: if the operation is not in the table, is in training mode where that matters,
             or the result would not be exact.
     """
-    found = RULES.get(type(module).forward)
+    found = RULES.get(forward_of(module))
     if found is None:
         raise NotFoldable(f"There is no rule for {type(module).__name__}.")
     check_call(module)
@@ -82,7 +82,7 @@ def check_call(module: nn.Module) -> None:
 def has_rule(module: nn.Module) -> bool:
     """Tell whether the table says what a call of a module does, its hooks aside."""
     is_its_class = "forward" not in vars(module) and "_conv_forward" not in vars(module)
-    if type(module).forward not in RULES or not is_its_class:
+    if forward_of(module) not in RULES or not is_its_class:
         return False
     return not isinstance(module, Conv) or type(module)._conv_forward in _CONV_FORWARDS
 

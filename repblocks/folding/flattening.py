@@ -152,7 +152,7 @@ def _symbol(leaf: Any) -> Any:
 def _is_from_torch(module: nn.Module) -> bool:
     """Tell whether a module is torch's own, except for those that only name others or a view."""
     home = type(module).__module__
-    is_name = isinstance(module, nn.Sequential | nn.Flatten | nn.Unflatten)
+    is_name = isinstance(module, nn.Sequential | nn.Flatten | nn.Unflatten | fx.GraphModule)
     return home.startswith("torch.") and not is_name and "forward" not in vars(module)
 
 

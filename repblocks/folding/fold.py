@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -34,6 +35,7 @@ from repblocks.folding.transposed import TakenIn, transposed
 from repblocks.folding.verification import verify as verify_fold
 
 
+@torch.inference_mode(mode=False)
 def fold(
     model: nn.Module,
     example_input: Any = None,

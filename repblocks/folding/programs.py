@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 
 from repblocks.folding.example import Call, run_example
 from repblocks.folding.faithful import is_faithful
@@ -62,12 +63,23 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
 def _flow(calls: Sequence[Call]) -> Flow | None:
     """Return the program of a module, if it is the same for all its calls.
 
-    What a trace sees of activations is only where they stand.
+    What a trace sees of activations is only where they stand; what its operations do depends on
+    their ranks, and on whether an axis has one position.
     """
     first, *others = calls
+    if any(_kinds(other) != _kinds(first) for other in others):
+        return None
     flow, seen = _traced(first), _seen(first)
     unlike = (other for other in others if not _is_same(_seen(other), seen))
     return flow if all(_is_same_program(flow, _traced(other)) for other in unlike) else None
+
+
+def _kinds(call: Call) -> list[Any]:
+    leaves = tree_leaves((call.args, dict(call.kwargs)))
+    activations = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [
+        (x.dtype, x.shape[1:2], [size == 1 for size in x.shape[1:]], x.ndim) for x in activations
+    ]
 
 
 def _seen(call: Call) -> Any:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from repblocks.folding.borrowing import memory_of_weights
+from repblocks.folding.state import WritesToWeightsError, reading_only
 from repblocks.folding.widening import widen, widened
 
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -41,16 +43,23 @@ def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Mo
 
 
 def view_of(model: nn.Module) -> nn.Module:
-    """Copy the modules of a model into evaluation mode, but share its parameters' memory."""
+    """Copy the modules of a model into evaluation mode, but share its parameters' memory.
+
+    A model that changes its weights when it changes its mode is copied whole.
+    """
     compiled = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
     own = {id(p) for m in compiled for p in m.parameters()}
     memo: dict[int, Any] = {
         id(p): nn.Parameter(p.data, requires_grad=p.requires_grad)
         for p in model.parameters()
-        if type(p) is nn.Parameter and id(p) not in own
+        if type(p) is nn.Parameter and id(p) not in own and not p.is_inference()
     }
     twin = copy.deepcopy(model, memo | _empty_copies(model))
-    twin.eval()
+    try:
+        with reading_only(memory_of_weights(model)):
+            twin.eval()
+    except WritesToWeightsError:  # some layers merge weights when they change their mode
+        return evaluation_copy(model)
     return twin
 
 
@@ -149,9 +158,9 @@ def other(inputs: Any, spread: float | None = None) -> Any:
         if not isinstance(x, Tensor) or x.is_complex():
             return x
         if not x.is_floating_point():  # Another order of the same values: still valid indices.
-            order = torch.randperm(x.numel(), generator=generator).to(x.device)
+            order = torch.randperm(x.numel(), generator=generator, device="cpu").to(x.device)
             return x.flatten()[order].view(x.shape)
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu")
         own = float(x.double().std()) if x.numel() > 1 else 0.0
         mean = float(x.double().mean()) if x.numel() else 0.0
         return (noise * (spread or own or 1.0) + mean).to(x)

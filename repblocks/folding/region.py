@@ -86,8 +86,8 @@ class Region:
         for step in flow.steps:
             try:
                 described[step] = probe(step) if step.is_opaque else describe(step)
-            except NotFoldable as error:
-                region.reasons[step] = [error.reason]
+            except Exception as error:  # noqa: BLE001 # a call that no rule foresaw is not affine
+                region.reasons[step] = [_reason(error)]
         region.describe(flow, described)
         return region
 
@@ -145,15 +145,21 @@ class Region:
         parts = dict(zip(operation.operands, chosen, strict=True))
         try:
             value = operation.apply({operand: part.value for operand, part in parts.items()})
-        except NotFoldable as error:
+        except Exception as error:  # noqa: BLE001 # likewise
             reasons = self.reasons.setdefault(step, [])
-            if error.reason not in reasons:
-                reasons.append(error.reason)
+            if _reason(error) not in reasons:
+                reasons.append(_reason(error))
             return None
         first = next(iter(parts.values()))
         interior = frozenset({step}.union(*(part.interior for part in parts.values())))
         layers = sum(self.operations[s].kind is Kind.WEIGHT for s in interior)
         return Candidate(first.source, first.start, value, interior, layers)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotFoldable):
+        return error.reason
+    return f"It is called in a way that is not known ({type(error).__name__}: {error})."
 
 
 def _batch(flow: Flow) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
@@ -17,14 +18,21 @@ _Table = dict[str, Any]
 
 @contextmanager
 def restored(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Give modules back the attributes, parameters, buffers and children that they had."""
-    before = [(table, dict(table)) for module in modules for table in _tables(module)]
+    """Give modules back the attributes, parameters, buffers and children that they had.
+
+    So are the lists, dicts and sets among the attributes given back what they held: caches.
+    """
+    before: list[tuple[Any, Any]] = []
+    for table in (table for module in modules for table in _tables(module)):
+        before.append((table, dict(table)))
+        held = [v for v in table.values() if type(v) in (list, dict, set, OrderedDict)]
+        before += [(container, container.copy()) for container in held]
     try:
         yield
     finally:
-        for table, content in before:
-            table.clear()
-            table.update(content)
+        for container, content in before:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 @contextmanager
@@ -71,8 +79,10 @@ def constant(module: nn.Module, known: Set[int]) -> Iterator[None]:
                 raise NotFoldable(f"Its code sets {name}, so that calls may differ.")
 
 
-def _tables(module: nn.Module) -> tuple[_Table, ...]:
-    return vars(module), module._parameters, module._buffers, module._modules
+def _tables(module: nn.Module) -> list[_Table]:
+    """Return where a module keeps what it holds; compiled ones have no dicts."""
+    tables = (vars(module), module._parameters, module._buffers, module._modules)
+    return [table for table in tables if isinstance(table, dict)]
 
 
 def _differs(new: Any, old: Any) -> bool:

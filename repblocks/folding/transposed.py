@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra.normalization import forward_of
 from repblocks.folding.flow import Step
 from repblocks.folding.operation import Kind
 from repblocks.folding.operations import channel_arithmetic
@@ -111,4 +112,4 @@ def _only_readers(step: Step, region: Region) -> Iterator[tuple[Step, Step]]:
 
 def is_transposed(step: Step) -> bool:
     """Tell whether a step is a transposed convolution."""
-    return step.module is not None and type(step.module).forward in _FORWARDS
+    return step.module is not None and forward_of(step.module) in _FORWARDS

@@ -133,6 +133,10 @@ def test_the_geometry_of_a_probed_module_is_found(name, kernel, options):
         lambda _, x: x.sort(-1).values,
         lambda _, x: x * 0.0,
         lambda _, x: x if x.shape[-1] > 12 else 2.0 * x,
+        lambda _, x: x if x.shape[-1] > 3 else 2.0 * x,
+        lambda _, x: x if x.shape[-1] < 50 else 2.0 * x,
+        lambda _, x: x.clamp(-65504, 65504),
+        lambda _, x: x.to(torch.bfloat16).to(x.dtype),
     ],
 )
 def test_what_is_no_convolution_is_left_alone(function):
@@ -143,6 +147,23 @@ def test_what_is_no_convolution_is_left_alone(function):
     assert torch.equal(result(x), model(x)) or function(None, x).std() > 0  # random numbers
     (left,) = result.fold_report.left
     assert left.reason == "opaque"
+
+
+def test_a_kernel_that_reads_further_than_the_probed_images_is_left_alone():
+    def code(m, x):
+        return m.layers[0](x) + m.layers[1](x)
+
+    near = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    far = nn.Conv2d(4, 4, 3, padding=36, dilation=36, groups=4)
+    result = folded_exactly(nn.Sequential(Untraceable(code, near, far), nn.ReLU()), 2, 4, 28, 28)
+    assert len(layers(result)) == 2
+
+
+def test_a_module_that_is_large_is_not_probed():
+    probed = Untraceable(lambda m, x: m.layers[0](x), nn.Conv2d(512, 512, 3))
+    result = fold(nn.Sequential(probed, nn.ReLU()).eval(), torch.randn(1, 512, 5, 5), verify=False)
+    (left,) = result.fold_report.left
+    assert "too large" in left.detail
 
 
 def test_a_module_that_counts_its_calls_is_left_alone():

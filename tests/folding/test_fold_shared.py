@@ -136,6 +136,15 @@ def test_a_norm_behind_a_tower_that_is_called_twice_says_so():
     assert left.reason == "another reader needs the unfolded value"
 
 
+def test_calls_of_other_ranks_keep_a_tower():
+    tower = nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 5))
+    model = Pair(tower, lambda m, x, y: m.tower(x).sum() + m.tower(y)).double()
+    x, y = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, 5, dtype=torch.float64)
+    tower[0].running_mean.normal_()
+    result = fold(model.eval(), (x, y), verify=False)
+    assert torch.equal(result(x, y), model(x, y))
+
+
 def test_towers_in_towers():
     class Twice(nn.Module):
         def __init__(self):
