@@ -13,5 +13,6 @@ from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
+from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
