@@ -16,3 +16,4 @@ from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
+from repblocks.blocks.repvgg_plus import RepVGGPlusBlock as RepVGGPlusBlock
