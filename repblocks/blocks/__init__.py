@@ -14,6 +14,7 @@ from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
+from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
 from repblocks.blocks.repvgg_plus import RepVGGPlusBlock as RepVGGPlusBlock
