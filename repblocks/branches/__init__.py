@@ -1,5 +1,6 @@
 """The branch tree that a block declares, and the shape it must fit."""
 
+from repblocks.branches.dilated import dilated as dilated
 from repblocks.branches.nodes import AveragePool as AveragePool
 from repblocks.branches.nodes import BatchNormPad as BatchNormPad
 from repblocks.branches.nodes import Pad as Pad
