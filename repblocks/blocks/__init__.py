@@ -12,6 +12,7 @@ from repblocks.blocks._registry import register_stage_block as register_stage_bl
 from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.dilated_reparam import DilatedReparamBlock as DilatedReparamBlock
+from repblocks.blocks.large_kernel import LargeKernelBlock as LargeKernelBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
