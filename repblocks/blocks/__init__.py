@@ -19,4 +19,5 @@ from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
+from repblocks.blocks.repvgg_dw import RepVGGDWBlock as RepVGGDWBlock
 from repblocks.blocks.repvgg_plus import RepVGGPlusBlock as RepVGGPlusBlock

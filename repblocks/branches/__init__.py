@@ -8,5 +8,6 @@ from repblocks.branches.nodes import SplitConcat as SplitConcat
 from repblocks.branches.nodes import Subsample as Subsample
 from repblocks.branches.nodes import Sum as Sum
 from repblocks.branches.post_norm import normed_after_sum as normed_after_sum
+from repblocks.branches.post_norm import without_norm as without_norm
 from repblocks.branches.shape import ConvShape as ConvShape
 from repblocks.branches.shape import Size as Size

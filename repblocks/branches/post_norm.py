@@ -29,12 +29,12 @@ def normed_after_sum(branches: Sum, shape: ConvShape, keep: Collection[str] = ()
         keep: Names of the branches that keep their own BatchNorm.
     """
     kept = {
-        name: branch if name in keep else _without_norm(branch) for name, branch in branches.items()
+        name: branch if name in keep else without_norm(branch) for name, branch in branches.items()
     }
     return nn.Sequential(OrderedDict(sum=Sum(kept), norm=shape.norm()))
 
 
-def _without_norm(branch: nn.Module) -> nn.Module:
+def without_norm(branch: nn.Module) -> nn.Module:
     """Return a branch less the BatchNorm that it ends in."""
     if not isinstance(branch, nn.Sequential) or not is_batch_norm(branch[-1]):
         return branch
