@@ -11,7 +11,13 @@ from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block
 from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
+from repblocks.blocks.dilated_reparam import DilatedReparamBlock as DilatedReparamBlock
+from repblocks.blocks.large_kernel import LargeKernelBlock as LargeKernelBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
+from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
+from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
+from repblocks.blocks.repvgg_dw import RepVGGDWBlock as RepVGGDWBlock
+from repblocks.blocks.repvgg_plus import RepVGGPlusBlock as RepVGGPlusBlock

@@ -21,6 +21,9 @@ from repblocks.branches import ConvShape, Size
 from repblocks.errors import NotFoldable
 from repblocks.execution import check_execution, execute
 
+#: Stands for the default that the class of a block has itself.
+OWN: Any = object()
+
 
 class RepBlock(nn.Module, ABC):
     """A module with a training form of many branches and a deployed form of few convolutions."""
@@ -98,9 +101,9 @@ class ConvBlock(RepBlock):
         dilation: On each axis.
         groups: Divides both channel counts.
         ndim: 1, 2 or 3 spatial axes.
-        activation: A torch activation in lower case, or None.
+        activation: A torch activation in lower case, or None; the block's own by default.
         se: Squeeze-and-excitation before the activation: its hidden channels as a fraction of
-            C_out, or None for none.
+            C_out, or None for none; the block's own by default.
         execution: How the branches are computed in training: ``"branchwise"``, ``"merged"``,
             ``"weight_space"`` or ``"auto"``; it may be set at any time.
         options: What the block itself offers.
@@ -109,6 +112,11 @@ class ConvBlock(RepBlock):
         ConfigurationError: if an argument is out of range or cannot be honoured.
         UnknownNameError: for an option that the block does not have.
     """
+
+    #: Defaults of the constructor, where a block has its own.
+    defaults: ClassVar[Mapping[str, Any]] = {"activation": "relu", "se": None}
+    #: Whether squeeze-and-excitation follows the activation.
+    se_is_last: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -121,8 +129,8 @@ class ConvBlock(RepBlock):
         groups: int = 1,
         *,
         ndim: int = 2,
-        activation: str | None = "relu",
-        se: float | None = None,
+        activation: str | None = OWN,
+        se: float | None = OWN,
         execution: str = "auto",
         **options: Any,
     ) -> None:
@@ -135,14 +143,20 @@ class ConvBlock(RepBlock):
         )
         self.branches: nn.Module | None = self.build_branches(self.shape, **options)
         self.conv: nn.Module | None = None
-        self.tail = create_tail(out_channels, activation, se, ndim)
+        activation = self.defaults["activation"] if activation is OWN else activation
+        se = self.defaults["se"] if se is OWN else se
+        self.tail = create_tail(out_channels, activation, se, ndim, self.se_is_last)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Give the class the signature of the constructor with the block's own options."""
         super().__init_subclass__(**kwargs)
         common = inspect.signature(ConvBlock.__init__).parameters.values()
         own = inspect.signature(cls.build_branches).parameters.values()
-        fixed = [p for p in common if p.name not in ("self", "options")]
+        fixed = [
+            p.replace(default=cls.defaults[p.name]) if p.default is OWN else p
+            for p in common
+            if p.name not in ("self", "options")
+        ]
         options = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
         cls.__signature__ = inspect.Signature(fixed + options)  # type: ignore[attr-defined]
 

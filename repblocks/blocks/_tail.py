@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 from torch.nn.modules import activation as torch_activations
 
@@ -78,12 +80,20 @@ class SqueezeExcite(nn.Module):
 
 
 def create_tail(
-    channels: int, activation: str | None, se: float | None, ndim: int
+    channels: int, activation: str | None, se: float | None, ndim: int, se_is_last: bool = False
 ) -> nn.Sequential:
-    """Return squeeze-and-excitation, if there is a ratio, and then the activation."""
-    tail = nn.Sequential()
+    """Return squeeze-and-excitation, if there is a ratio, and then the activation.
+
+    Args:
+        channels: C.
+        activation: A torch activation in lower case, or None.
+        se: Hidden channels as a fraction of C, or None.
+        ndim: Number of spatial axes.
+        se_is_last: Whether the activation comes first.
+    """
+    parts: dict[str, nn.Module] = {}
     if se is not None:
-        tail.add_module("se", SqueezeExcite(channels, se, ndim))
+        parts["se"] = SqueezeExcite(channels, se, ndim)
     if activation is not None:
-        tail.add_module("act", create_activation(activation))
-    return tail
+        parts["act"] = create_activation(activation)
+    return nn.Sequential(OrderedDict(reversed(parts.items()) if se_is_last else parts))

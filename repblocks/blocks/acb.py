@@ -4,8 +4,9 @@ Source:
     Ding et al., ACNet, ICCV 2019, https://arxiv.org/abs/1908.03930
     Official code: https://github.com/DingXiaoH/ACNet
 
-Differences: dilation reaches the asymmetric branches. In n dimensions there is one skeleton for
-each axis, with a single tap on that axis: 1 x k x k and its like in 3-d, a 1-tap kernel in 1-d.
+Differences: dilation reaches the asymmetric branches; ``post_norm`` puts one BatchNorm after the
+sum in the place of one in each branch. In n dimensions there is one skeleton for each axis, with a
+single tap on that axis: 1 x k x k and its like in 3-d, a 1-tap kernel in 1-d.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._options import check_flag
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum
+from repblocks.branches import ConvShape, Sum, normed_after_sum
 
 
 @final
@@ -25,10 +27,19 @@ class ACBlock(ConvBlock):
     """k x k, and for each axis a kernel with a single tap on it."""
 
     @classmethod
-    def build_branches(cls, shape: ConvShape) -> nn.Module:
-        """Return the branches of section 3.1; the skeleton of an axis has a single tap on it."""
+    def build_branches(cls, shape: ConvShape, *, post_norm: bool = False) -> nn.Module:
+        """Return the branches of section 3.1; the skeleton of an axis has a single tap on it.
+
+        Args:
+            shape: What the block replaces.
+            post_norm: Whether one BatchNorm follows the sum, and the branches have none.
+
+        Raises:
+            ConfigurationError: if an argument is of another type.
+        """
+        check_flag("post_norm", post_norm)
         branches = Sum({"square": shape.conv_norm()})
         for axis in range(shape.ndim):
             size = tuple(1 if i == axis else k for i, k in enumerate(shape.kernel_size))
             branches[f"skeleton{axis}"] = shape.resized(size).conv_norm()
-        return branches
+        return normed_after_sum(branches, shape) if post_norm else branches

@@ -4,7 +4,8 @@ Source:
     Vasu et al., MobileOne, CVPR 2023, https://arxiv.org/abs/2206.04040
     Official code: https://github.com/apple/ml-mobileone
 
-Differences: dilation reaches every branch; nothing of the training form stays after deployment.
+Differences: dilation reaches every branch; nothing of the training form stays after deployment;
+``post_norm`` puts one BatchNorm after the sum in the place of one in each branch.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._options import check_count, check_flag
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum
-from repblocks.errors import ConfigurationError
+from repblocks.branches import ConvShape, Sum, normed_after_sum
 
 
 @final
@@ -26,7 +27,12 @@ class MobileOneBlock(ConvBlock):
 
     @classmethod
     def build_branches(
-        cls, shape: ConvShape, *, num_conv_branches: int = 4, use_scale_branch: bool = True
+        cls,
+        shape: ConvShape,
+        *,
+        num_conv_branches: int = 4,
+        use_scale_branch: bool = True,
+        post_norm: bool = False,
     ) -> nn.Module:
         """Return the branches of figure 3.
 
@@ -34,21 +40,17 @@ class MobileOneBlock(ConvBlock):
             shape: What the block replaces.
             num_conv_branches: Parallel k x k branches.
             use_scale_branch: Whether there is a 1 x 1 branch beside kernels larger than 1.
+            post_norm: Whether one BatchNorm follows the sum, and the branches have none.
 
         Raises:
             ConfigurationError: if there is no k x k branch, or an argument is of another type.
         """
-        if type(num_conv_branches) is not int or num_conv_branches < 1:
-            raise ConfigurationError(
-                f"num_conv_branches must be at least 1, a whole number, got {num_conv_branches!r}."
-            )
-        if not isinstance(use_scale_branch, bool):
-            raise ConfigurationError(
-                f"use_scale_branch must be true or false, got {use_scale_branch!r}."
-            )
+        check_count("num_conv_branches", num_conv_branches)
+        check_flag("use_scale_branch", use_scale_branch)
+        check_flag("post_norm", post_norm)
         branches = Sum({f"kxk{i}": shape.conv_norm() for i in range(num_conv_branches)})
         if use_scale_branch and max(shape.kernel_size) > 1:
             branches["scale"] = shape.resized(1).conv_norm()
         if shape.allows_identity:
             branches["identity"] = shape.identity_norm()
-        return branches
+        return normed_after_sum(branches, shape) if post_norm else branches

@@ -119,6 +119,7 @@ class RepNeXtBlock(RepBlock):
             "groups": dim,
             "ndim": ndim,
             "activation": None,
+            "se": None,
             "execution": execution,
         }
         largest = max(kernel_sizes)

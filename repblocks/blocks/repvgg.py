@@ -5,7 +5,8 @@ Source:
     Official code: https://github.com/DingXiaoH/RepVGG
 
 Differences: any odd kernel size; dilation and padding reach every branch; squeeze-and-excitation
-takes the mean of any input size.
+takes the mean of any input size; ``post_norm`` puts one BatchNorm after the sum in the place of one
+in each branch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
+from repblocks.blocks._options import check_flag
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum
+from repblocks.branches import ConvShape, Sum, normed_after_sum
 
 
 @final
@@ -27,9 +29,18 @@ class RepVGGBlock(ConvBlock):
     decayed = ("branches.identity.norm.weight",)
 
     @classmethod
-    def build_branches(cls, shape: ConvShape) -> nn.Module:
-        """Return the branches of section 3.2."""
+    def build_branches(cls, shape: ConvShape, *, post_norm: bool = False) -> nn.Module:
+        """Return the branches of section 3.2.
+
+        Args:
+            shape: What the block replaces.
+            post_norm: Whether one BatchNorm follows the sum, and the branches have none.
+
+        Raises:
+            ConfigurationError: if an argument is of another type.
+        """
+        check_flag("post_norm", post_norm)
         branches = Sum({"kxk": shape.conv_norm(), "pointwise": shape.resized(1).conv_norm()})
         if shape.allows_identity:
             branches["identity"] = shape.identity_norm()
-        return branches
+        return normed_after_sum(branches, shape) if post_norm else branches

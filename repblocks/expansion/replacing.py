@@ -90,6 +90,8 @@ def _replace_one_(
 def new_block(name: str, conv: Conv, options: Mapping[str, Any]) -> ConvBlock:
     """Return a block of a convolution's shape, dtype, device and memory format; no activation.
 
+    Squeeze-and-excitation is there only where the options ask for it.
+
     Raises:
         ConfigurationError: if the block refuses the shape, or an option belongs to the shape.
         UnknownNameError: if no conv block has the name, or the block does not have an option.
@@ -104,7 +106,7 @@ def new_block(name: str, conv: Conv, options: Mapping[str, Any]) -> ConvBlock:
         conv.groups,
         ndim=len(conv.kernel_size),
         activation=None,
-        **options,
+        **{"se": None, **options},
     )
     if not isinstance(block, ConvBlock):
         raise ConfigurationError(f"{name} must be a conv block, got {type(block).__name__}.")

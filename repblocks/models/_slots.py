@@ -47,7 +47,7 @@ class Slot:
     def __call__(
         self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, **shape: Any
     ) -> nn.Module:
-        """Return a new block for a place."""
+        """Return a new block for a place; ``se=None`` leaves it to the block."""
         options = dict(self.options)
         chosen = options.pop("kernel_size", None)
         if chosen is not None and kernel_size > 1:
@@ -57,6 +57,8 @@ class Slot:
             raise ConfigurationError(
                 f"block_options must leave out what the network sets, got {', '.join(given)}."
             )
+        if shape.get("se", 0) is None:
+            del shape["se"]  # the block's own
         return create_block(
             self.block, in_channels, out_channels, kernel_size, stride, **shape, **options
         )

@@ -2,6 +2,11 @@
 
 Source:
     Ding et al., RepVGG, CVPR 2021, tables 2 and 3, https://arxiv.org/abs/2101.03697
+    RepVGGplus: https://github.com/DingXiaoH/RepVGG, ``repvggplus.py``
+
+``l2pse`` has the widths and depths of ``d2se`` and squeeze-and-excitation after the ReLU,
+which stays after deployment. The official network has three auxiliary classifiers, too, whose
+losses only guide its training; this one has none, so that both forms give the same scores.
 
 ``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem. Initial
 weights are torch's, as in the official code.
@@ -29,8 +34,11 @@ class RepVGG(Network):
         stem_width: Channels of the stem.
         stem_stride: Stride of the stem.
         groups: Groups of every second block.
-        se: Squeeze-and-excitation in every block, as a fraction of its channels, or None.
-        block: A conv block by name for all places; None for ``repvgg``.
+        se: Squeeze-and-excitation in every block, as a fraction of its channels; None for what
+            the block has itself, which is none in ``repvgg``.
+        post_se: Whether the network's own block is ``repvgg_plus``, with squeeze-and-excitation
+            after the activation.
+        block: A conv block by name for all places; None for the network's own, ``repvgg``.
         block_options: Options of the block.
         in_chans: Channels of the images.
         num_classes: Scores.
@@ -48,6 +56,7 @@ class RepVGG(Network):
         stem_stride: int = 2,
         groups: int = 1,
         se: float | None = None,
+        post_se: bool = False,
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -57,7 +66,7 @@ class RepVGG(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, widths=widths)
-        slot = Slot.create(block, block_options, "repvgg")
+        slot = Slot.create(block, block_options, "repvgg_plus" if post_se else "repvgg")
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1
         for depth, width in zip(depths, widths, strict=True):
@@ -97,12 +106,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a2": _row(_A, 1.5, 2.75),
     "b0": _row(_B, 1, 2.5),
     "b1": _row(_B, 2, 4),
+    "b1g2": _row(_B, 2, 4, groups=2),
     "b1g4": _row(_B, 2, 4, groups=4),
     "b2": _row(_B, 2.5, 5),
+    "b2g2": _row(_B, 2.5, 5, groups=2),
     "b2g4": _row(_B, 2.5, 5, groups=4),
     "b3": _row(_B, 3, 5),
+    "b3g2": _row(_B, 3, 5, groups=2),
     "b3g4": _row(_B, 3, 5, groups=4),
     "d2se": _row(_D, 2.5, 5, se=1 / 16),
+    "l2pse": _row(_D, 2.5, 5, post_se=True),
 }
 
 register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})

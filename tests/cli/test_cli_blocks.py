@@ -29,7 +29,11 @@ def test_a_node_holds_the_options_of_its_block(name):
 def test_only_options_that_are_set_reach_the_network():
     register()
     config = OmegaConf.create(block_nodes())
-    assert config.mobileone.options == {"num_conv_branches": 4, "use_scale_branch": True}
+    assert config.mobileone.options == {
+        "num_conv_branches": 4,
+        "use_scale_branch": True,
+        "post_norm": False,
+    }
     assert config.default.options is None
     config.default.kernel_size = 5
     assert config.default.options == {"kernel_size": 5}

@@ -57,7 +57,7 @@ def test_what_is_composed_is_what_is_built():
     overrides = ["data=synthetic", "block=mobileone", "++block.num_conv_branches=2", "seed=3"]
     parts = build_parts(compose("train", [*overrides, "callbacks=early_stopping"]))
     kwargs = parts.description["model"]["kwargs"]
-    options = {"num_conv_branches": 2, "use_scale_branch": True}
+    options = {"num_conv_branches": 2, "use_scale_branch": True, "post_norm": False}
     assert kwargs["block"] == "mobileone"
     assert kwargs["block_options"] == options
     assert (kwargs["num_classes"], kwargs["in_chans"]) == (10, 3)

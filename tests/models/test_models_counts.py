@@ -38,17 +38,35 @@ def test_deployed_form_counts_as_timms(name):
     assert counts(ours) == counts(reparameterize_model(theirs, inplace=True))
 
 
-def repvgg_tiny(classes, channels, size, deployed):
-    """3 x 3, in the training form 1 x 1 too, each with BatchNorm; identity BatchNorm."""
-    layers = [(channels, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1), (64, 128, 2)]
+def repvgg(layers, classes, size, deployed, groups=1, se=None):
+    """3 x 3, in the training form 1 x 1 too, each with BatchNorm; identity BatchNorm.
+
+    Every second layer after the first has groups; ``se`` is a divisor of the channels.
+    """
     parameters = macs = 0
-    for c_in, c_out, stride in layers:
+    for i, (c_in, c_out, stride) in enumerate(layers):
         size = -(-size // stride)
-        taps = 9 if deployed else 9 + 1
-        macs += size**2 * c_in * c_out * taps
-        parameters += c_in * c_out * taps
-        parameters += c_out if deployed else 4 * c_out + 2 * c_out * (c_in == c_out)
-    return parameters + 129 * classes, macs + 128 * classes
+        weights = c_in * c_out * (9 if deployed else 9 + 1) // (1 if i % 2 else groups if i else 1)
+        macs += size**2 * weights
+        parameters += weights
+        parameters += c_out if deployed else 4 * c_out + 2 * c_out * (c_in == c_out and stride == 1)
+        if se:
+            hidden = c_out // se
+            parameters += 2 * c_out * hidden + hidden + c_out
+            macs += 2 * c_out * hidden
+    return parameters + (c_out + 1) * classes, macs + c_out * classes
+
+
+def repvgg_tiny(classes, channels, size, deployed):
+    layers = [(channels, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 1), (64, 128, 2)]
+    return repvgg(layers, classes, size, deployed)
+
+
+def repvgg_layers(depths, widths):
+    layers = [(3, 64, 2)]
+    for depth, width in zip(depths, widths, strict=True):
+        layers += [(layers[-1][1], width, 2)] + [(width, width, 1)] * (depth - 1)
+    return layers
 
 
 def repnext(depths, dims, patch, classes, channels, size, deployed, expand=False):
@@ -100,6 +118,27 @@ def test_repvgg_tiny_counts_as_its_formula(deployed, channels, size):
     expected = repvgg_tiny(10, channels, size, deployed)
     assert counts(model, size, channels) == expected
     assert expected[0] <= 600_000
+
+
+REPVGG = {
+    "b1g2": ((4, 6, 16, 1), (128, 256, 512, 2048), {"groups": 2}),
+    "b2g2": ((4, 6, 16, 1), (160, 320, 640, 2560), {"groups": 2}),
+    "b3g2": ((4, 6, 16, 1), (192, 384, 768, 2560), {"groups": 2}),
+    "l2pse": ((8, 14, 24, 1), (160, 320, 640, 2560), {"se": 4}),
+}
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize("variant", REPVGG)
+def test_repvgg_without_a_peer_counts_as_its_formula(variant, deployed):
+    depths, widths, options = REPVGG[variant]
+    found = counts(meta(f"repblocks_repvgg_{variant}", deploy=deployed))
+    assert found == repvgg(repvgg_layers(depths, widths), 1000, 224, deployed, **options)
+
+
+def test_the_formula_is_that_of_the_networks_which_have_a_peer():
+    row = (repvgg_layers(*REPVGG["b1g2"][:2]), 1000, 224)
+    assert counts(meta("repvgg_b1g4")) == repvgg(*row, False, groups=4)
 
 
 def test_repvgg_tiny_is_cheap_enough_to_train_on_a_cpu():
