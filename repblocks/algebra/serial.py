@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 from functools import cache
-from math import gcd
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -102,6 +102,8 @@ def _composed_weight(
         read = first.index[:, 0]
         is_identity = torch.equal(read, torch.arange(first.out_channels))
         return second.index if is_identity else read[second.index], second.weight
+    if _multiplies_depth(second, first):
+        return _composed_depth(second, first)
     width = second.index.shape[1] * first.index.shape[1]
     if width in (second.index.shape[1], first.index.shape[1]):
         return _composed_sparse(second, first)
@@ -109,6 +111,38 @@ def _composed_weight(
     if width <= first.in_channels // groups:
         return _composed_sparse(second, first)
     return _composed_blocks(second, first, groups)
+
+
+def _multiplies_depth(second: AffineMap, first: AffineMap) -> bool:
+    """Tell whether several filters of each channel are mixed by a pointwise kernel of groups."""
+    copies, left = divmod(first.out_channels, first.in_channels)
+    if left or copies == 1 or first.index.shape[1] > 1 or any(size > 1 for size in second.sizes):
+        return False
+    each = torch.arange(first.in_channels).repeat_interleave(copies)
+    width, groups = second.index.shape[1], second.in_channels // second.index.shape[1]
+    if width % copies or width * groups != second.in_channels or second.out_channels % groups:
+        return False
+    index = block_index(second.out_channels, second.in_channels, groups)
+    return torch.equal(first.index[:, 0], each) and torch.equal(second.index, index)
+
+
+def _composed_depth(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]:
+    """Sum over the filters of each channel, without a kernel for each of them in between."""
+    copies = first.out_channels // first.in_channels
+    groups = second.in_channels // second.index.shape[1]
+
+    def weight() -> Tensor:
+        outer = evaluated_weight(second, _known_weight(first))
+        outer, inner = promoted(outer, evaluated_weight(first, outer))
+        mixed = torch.einsum(
+            "gocm,gcmk->gock",
+            outer.reshape(groups, -1, first.in_channels // groups, copies),
+            inner.reshape(groups, -1, copies, prod(first.sizes)),
+        )
+        return mixed.reshape(second.out_channels, -1, *first.sizes)
+
+    index = block_index(second.out_channels, first.in_channels, groups)
+    return index, Lazy(weight)
 
 
 def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]:

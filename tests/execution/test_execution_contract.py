@@ -93,6 +93,7 @@ def test_an_unknown_execution_is_refused(name):
         block_of(name, 8, 8, 3, execution="fast")
 
 
+@pytest.mark.filterwarnings("ignore:execution=merged runs branchwise")
 def test_a_single_value_is_refused(name):
     block = built(name, 2, {"kernel_size": 1})
     for execution in ("branchwise", "merged", "auto"):
