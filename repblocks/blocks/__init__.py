@@ -11,6 +11,7 @@ from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block
 from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
+from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
