@@ -12,6 +12,7 @@ from repblocks.blocks._registry import register_stage_block as register_stage_bl
 from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
+from repblocks.blocks.expand_conv import ExpandConvBlock as ExpandConvBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
