@@ -10,6 +10,7 @@ from repblocks.blocks._registry import create_block as create_block
 from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block
 from repblocks.blocks.acb import ACBlock as ACBlock
+from repblocks.blocks.conv3xc import Conv3XCBlock as Conv3XCBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
 from repblocks.blocks.expand_conv import ExpandConvBlock as ExpandConvBlock
