@@ -13,6 +13,7 @@ from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.conv3xc import Conv3XCBlock as Conv3XCBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
+from repblocks.blocks.ecb import ECBlock as ECBlock
 from repblocks.blocks.expand_conv import ExpandConvBlock as ExpandConvBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
