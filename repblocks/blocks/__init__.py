@@ -16,6 +16,7 @@ from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
 from repblocks.blocks.ecb import ECBlock as ECBlock
 from repblocks.blocks.expand_conv import ExpandConvBlock as ExpandConvBlock
 from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
+from repblocks.blocks.orepa import OREPABlock as OREPABlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
