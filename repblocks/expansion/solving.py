@@ -1,43 +1,25 @@
 """Give a block in training form the parameters with which it equals a given convolution.
 
-The equivalent kernel is affine in the weight of a branch of convolution and BatchNorm. So the other
-branches may hold any kernels, and one such branch, the main one, takes what remains.
+The equivalent kernel is affine in the weight of a convolution that no nonlinearity follows. So the
+other branches may hold any kernels, and one of them, the main one, takes what remains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, TypeGuard
-
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.algebra import AffineMap, ConvKernel, apply, is_batch_norm
 from repblocks.algebra.kernel import Conv
-from repblocks.algebra.rules import has_rule
 from repblocks.blocks import ConvBlock
-from repblocks.branches import ConvShape, Sum
+from repblocks.branches import ConvShape, Scale
 from repblocks.errors import ConfigurationError, NotFoldable
+from repblocks.expansion.main_branch import main_branch, scales
 from repblocks.expansion.modes import evaluating
 from repblocks.expansion.statistics import running_statistics
 
 #: Norm of the kernel of each other branch, as a share of that of the whole, an output channel.
 SHARE = 0.1
-
-
-class MainBranch(NamedTuple):
-    """The branch that takes the remainder.
-
-    Args:
-        series: The branch itself.
-        conv: Its only convolution, with the kernel size and groups of the block.
-        norm: What follows the convolution.
-    """
-
-    series: nn.Sequential
-    conv: Conv
-    norm: BatchNorm
 
 
 def set_to_kernel_(block: ConvBlock, kernel: ConvKernel) -> None:
@@ -58,9 +40,8 @@ def set_to_kernel_(block: ConvBlock, kernel: ConvKernel) -> None:
     _check_shape(block.shape, kernel)
     main = main_branch(block)
     with torch.no_grad(), evaluating(block):
-        for branch in _branches(block):
-            if branch is not main.series:
-                _shrink_(branch, kernel)
+        for branch in main.others:
+            _shrink_(branch, kernel)
         for norm in filter(is_batch_norm, block.modules()):
             if norm.num_batches_tracked is not None:
                 # The statistics are meant to be as they are: nothing shall warn of them.
@@ -80,9 +61,10 @@ def solve_(block: ConvBlock, kernel: ConvKernel) -> None:
     Raises:
         NotFoldable: if a branch reaches further than the kernel.
     """
-    _, conv, norm = main_branch(block)
+    main = main_branch(block)
+    norm = main.norm
     with torch.no_grad(), evaluating(block):
-        conv.weight.zero_()
+        main.conv.weight.zero_()
         rest = block.equivalent_kernel(torch.float64)
         if rest.weight.shape != kernel.weight.shape:
             raise NotFoldable(
@@ -93,58 +75,30 @@ def solve_(block: ConvBlock, kernel: ConvKernel) -> None:
         _, var = running_statistics(norm)
         scale = norm.weight.to(like) / (var.to(like) + norm.eps).sqrt()
         weight = kernel.weight.to(like) - rest.weight
-        conv.weight.copy_(weight / scale.view(-1, *(1,) * (weight.ndim - 1)))
+        main.take_(weight / scale.view(-1, *(1,) * (weight.ndim - 1)))
         # The bias of the rest holds that of the main branch, whose convolution gave zero.
         bias = norm.bias.to(like) - _bias(rest, like) + _bias(kernel, like)
         norm.bias.copy_(bias)
 
 
-def main_branch(block: ConvBlock) -> MainBranch:
-    """Find the first branch of one convolution of the full kernel size and a BatchNorm.
-
-    Raises:
-        NotFoldable: if there is none.
-    """
-    for branch in _branches(block):
-        if isinstance(branch, nn.Sequential) and len(branch) > 1:
-            *before, conv, norm = branch
-            is_linear = not any(True for module in before for _ in module.parameters())
-            if is_linear and _takes_any_kernel(conv, block.shape) and _scales(norm):
-                return MainBranch(branch, conv, norm)
-    raise NotFoldable(
-        f"{type(block).__name__} has no branch of one convolution of kernel size "
-        f"{block.shape.kernel_size} and a BatchNorm, which could take what its other branches "
-        "leave of a kernel."
-    )
-
-
-def _branches(block: ConvBlock) -> Iterable[nn.Module]:
-    if block.branches is None:
-        return ()
-    return block.branches.values() if isinstance(block.branches, Sum) else (block.branches,)
-
-
-def _takes_any_kernel(module: nn.Module, shape: ConvShape) -> TypeGuard[Conv]:
-    if not isinstance(module, Conv) or not has_rule(module):
-        return False
-    return module.kernel_size == shape.kernel_size and module.groups == shape.groups
-
-
-def _scales(module: nn.Module) -> TypeGuard[BatchNorm]:
-    return is_batch_norm(module) and module.affine and module.running_var is not None
-
-
 def _shrink_(branch: nn.Module, kernel: ConvKernel) -> None:
-    """Make the kernel of a branch small beside the whole, by the BatchNorm that it ends in."""
-    norm = branch[-1] if isinstance(branch, nn.Sequential) else None
-    if norm is None or not _scales(norm):
+    """Make the kernel of a branch small beside the whole, by what it ends in."""
+    last = _last_with_rows(branch)
+    if last is None:
         return
     like = torch.empty(0, dtype=torch.float64, device=kernel.weight.device)
     own = apply(branch, AffineMap.identity(kernel.in_channels), like).with_axes(len(kernel.axes))
     size = _row_norms(ConvKernel.from_affine(own, like))
     factor = torch.where(size > 0, SHARE * _row_norms(kernel) / size, 1.0)
-    norm.weight.mul_(factor)
-    norm.bias.mul_(factor)
+    for parameter in last.parameters():
+        parameter.mul_(factor.view(-1, *(1,) * (parameter.ndim - 1)))
+
+
+def _last_with_rows(branch: nn.Module) -> nn.Module | None:
+    """Return the last step of a branch, if its parameters have a row for each output channel."""
+    while isinstance(branch, nn.Sequential) and len(branch) > 0:
+        branch = branch[-1]
+    return branch if scales(branch) or isinstance(branch, Scale | Conv) else None
 
 
 def _row_norms(kernel: ConvKernel) -> Tensor:
