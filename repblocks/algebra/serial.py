@@ -200,6 +200,8 @@ def _composed_blocks(second: AffineMap, first: AffineMap, groups: int) -> tuple[
     def weight() -> Tensor:
         outer = in_blocks(second, groups, _known_weight(first))
         outer, inner = promoted(outer, in_blocks(first, groups, outer))
+        if 1 in (prod(second.sizes), prod(first.sizes)):
+            return _product(outer, inner, groups)
         ndim = max(len(second.axes), 1)
         image = inner.reshape(*inner.shape[:2], *(first.sizes or (1,))).transpose(0, 1)
         kernel = outer.reshape(groups, -1, outer.shape[1], *(second.sizes or (1,)))
@@ -214,6 +216,19 @@ def _composed_blocks(second: AffineMap, first: AffineMap, groups: int) -> tuple[
         return result if second.axes else result.squeeze(-1)
 
     return block_index(out_channels, in_channels, groups), Lazy(weight)
+
+
+def _product(outer: Tensor, inner: Tensor, groups: int) -> Tensor:
+    """Compose kernels of groups of which one is pointwise, as matrices."""
+    sizes = outer.shape[2:] if outer[0, 0].numel() > 1 else inner.shape[2:]
+    outputs, inputs = outer.shape[0] // groups, inner.shape[1]
+    left = outer.reshape(groups, outputs, outer.shape[1], -1)
+    right = inner.reshape(groups, outer.shape[1], -1)
+    if left.shape[3] == 1:
+        return torch.bmm(left.squeeze(3), right).reshape(-1, inputs, *sizes)
+    # One matrix of all taps, whose rows are long, instead of one for each tap.
+    mixed = torch.bmm(left.transpose(2, 3).reshape(groups, -1, outer.shape[1]), right)
+    return mixed.view(groups * outputs, -1, inputs).transpose(1, 2).reshape(-1, inputs, *sizes)
 
 
 def _lattice(second: AffineMap, first: AffineMap) -> tuple[tuple[int, ...], tuple[int, ...]]:
