@@ -27,7 +27,7 @@ from repblocks.branches import ConvShape, Sum, check_count, check_flag, one_kern
 @final
 @register_block("conv3xc")
 class Conv3XCBlock(ConvBlock):
-    """A wide linear series, and a 1 x 1 shortcut."""
+    """A wide linear series, and 1 x 1."""
 
     @classmethod
     def build_branches(cls, shape: ConvShape, *, gain: int = 2, norm: bool = True) -> nn.Module:

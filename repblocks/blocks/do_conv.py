@@ -41,7 +41,10 @@ from repblocks.branches import (
 @final
 @register_block("do_conv")
 class DOConvBlock(ConvBlock):
-    """Depthwise over-parameterization of one kernel; a 1 x 1 kernel stays what it is."""
+    """Many depthwise filters, and 1 x 1.
+
+    A 1 x 1 kernel stays what it is.
+    """
 
     @classmethod
     def build_branches(

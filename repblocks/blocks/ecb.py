@@ -45,7 +45,10 @@ _START = 1e-3
 @final
 @register_block("ecb")
 class ECBlock(ConvBlock):
-    """Edge-oriented branches; activation ``"prelu"`` and ``norm=False`` are the published block."""
+    """k x k, and edge filters of 1 x 1.
+
+    With ``activation="prelu"`` and ``norm=False`` it is the published block.
+    """
 
     @classmethod
     def build_branches(

@@ -38,7 +38,7 @@ from repblocks.branches import (
 @final
 @register_block("expand_conv")
 class ExpandConvBlock(ConvBlock):
-    """A linear series in place of one kernel."""
+    """A linear series for one kernel."""
 
     @classmethod
     def build_branches(

@@ -64,7 +64,7 @@ _LARGE = 7
 @final
 @register_block("orepa")
 class OREPABlock(ConvBlock):
-    """Branches in weight space, each with a factor a channel instead of a norm."""
+    """Six branches with factors in place of norms, summed as kernels."""
 
     @classmethod
     def build_branches(
