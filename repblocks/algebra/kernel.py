@@ -234,11 +234,14 @@ class ConvKernel:
         """Run the kernel on ``x (N, C_in, *spatial)``."""
         # The last axis comes first in functional.pad.
         sides = [side for axis in reversed(self.axes) for side in (axis.low, axis.high)]
-        if any(sides):
+        padding = [0] * len(self.axes)
+        if self.padding_mode == "zeros" and all(axis.low == axis.high >= 0 for axis in self.axes):
+            padding = [axis.low for axis in self.axes]  # saves a copy
+        elif any(sides):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = functional.pad(x, sides, mode)
         convolve = CONV_FUNCTIONS[len(self.axes)]
-        return convolve(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return convolve(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def __add__(self, other: ConvKernel) -> ConvKernel:
         return ConvKernel.from_affine(add(*_affine(self, other)))

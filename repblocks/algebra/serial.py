@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 from functools import cache
-from math import gcd
+from math import gcd, prod
 
 import torch
 from torch import Tensor
@@ -102,6 +102,8 @@ def _composed_weight(
         read = first.index[:, 0]
         is_identity = torch.equal(read, torch.arange(first.out_channels))
         return second.index if is_identity else read[second.index], second.weight
+    if _multiplies_depth(second, first):
+        return _composed_depth(second, first)
     width = second.index.shape[1] * first.index.shape[1]
     if width in (second.index.shape[1], first.index.shape[1]):
         return _composed_sparse(second, first)
@@ -109,6 +111,38 @@ def _composed_weight(
     if width <= first.in_channels // groups:
         return _composed_sparse(second, first)
     return _composed_blocks(second, first, groups)
+
+
+def _multiplies_depth(second: AffineMap, first: AffineMap) -> bool:
+    """Tell whether several filters of each channel are mixed by a pointwise kernel of groups."""
+    copies, left = divmod(first.out_channels, first.in_channels)
+    if left or copies == 1 or first.index.shape[1] > 1 or any(size > 1 for size in second.sizes):
+        return False
+    each = torch.arange(first.in_channels).repeat_interleave(copies)
+    width, groups = second.index.shape[1], second.in_channels // second.index.shape[1]
+    if width % copies or width * groups != second.in_channels or second.out_channels % groups:
+        return False
+    index = block_index(second.out_channels, second.in_channels, groups)
+    return torch.equal(first.index[:, 0], each) and torch.equal(second.index, index)
+
+
+def _composed_depth(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]:
+    """Sum over the filters of each channel, without a kernel for each of them in between."""
+    copies = first.out_channels // first.in_channels
+    groups = second.in_channels // second.index.shape[1]
+
+    def weight() -> Tensor:
+        outer = evaluated_weight(second, _known_weight(first))
+        outer, inner = promoted(outer, evaluated_weight(first, outer))
+        mixed = torch.einsum(
+            "gocm,gcmk->gock",
+            outer.reshape(groups, -1, first.in_channels // groups, copies),
+            inner.reshape(groups, -1, copies, prod(first.sizes)),
+        )
+        return mixed.reshape(second.out_channels, -1, *first.sizes)
+
+    index = block_index(second.out_channels, first.in_channels, groups)
+    return index, Lazy(weight)
 
 
 def _composed_sparse(second: AffineMap, first: AffineMap) -> tuple[Tensor, Lazy]:
@@ -166,6 +200,8 @@ def _composed_blocks(second: AffineMap, first: AffineMap, groups: int) -> tuple[
     def weight() -> Tensor:
         outer = in_blocks(second, groups, _known_weight(first))
         outer, inner = promoted(outer, in_blocks(first, groups, outer))
+        if 1 in (prod(second.sizes), prod(first.sizes)):
+            return _product(outer, inner, groups)
         ndim = max(len(second.axes), 1)
         image = inner.reshape(*inner.shape[:2], *(first.sizes or (1,))).transpose(0, 1)
         kernel = outer.reshape(groups, -1, outer.shape[1], *(second.sizes or (1,)))
@@ -180,6 +216,19 @@ def _composed_blocks(second: AffineMap, first: AffineMap, groups: int) -> tuple[
         return result if second.axes else result.squeeze(-1)
 
     return block_index(out_channels, in_channels, groups), Lazy(weight)
+
+
+def _product(outer: Tensor, inner: Tensor, groups: int) -> Tensor:
+    """Compose kernels of groups of which one is pointwise, as matrices."""
+    sizes = outer.shape[2:] if outer[0, 0].numel() > 1 else inner.shape[2:]
+    outputs, inputs = outer.shape[0] // groups, inner.shape[1]
+    left = outer.reshape(groups, outputs, outer.shape[1], -1)
+    right = inner.reshape(groups, outer.shape[1], -1)
+    if left.shape[3] == 1:
+        return torch.bmm(left.squeeze(3), right).reshape(-1, inputs, *sizes)
+    # One matrix of all taps, whose rows are long, instead of one for each tap.
+    mixed = torch.bmm(left.transpose(2, 3).reshape(groups, -1, outer.shape[1]), right)
+    return mixed.view(groups * outputs, -1, inputs).transpose(1, 2).reshape(-1, inputs, *sizes)
 
 
 def _lattice(second: AffineMap, first: AffineMap) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -230,6 +230,10 @@ def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
 
 def _is_channels_last(weight: Tensor) -> bool:
     memory_format = _CHANNELS_LAST.get(weight.ndim)
-    if memory_format is None or weight.is_contiguous():
+    if memory_format is None:
         return False
-    return weight.is_contiguous(memory_format=memory_format)
+    if not weight.is_contiguous():
+        return weight.is_contiguous(memory_format=memory_format)
+    # Weights of one channel a group, or of one tap, are both; how they are stored still tells.
+    usual = torch.empty(weight.shape, device="meta")
+    return weight.stride() == usual.to(memory_format=memory_format).stride() != usual.stride()

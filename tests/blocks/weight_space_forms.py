@@ -1,0 +1,65 @@
+"""What the tests of blocks in weight space share: parameters that show errors, and all forms."""
+
+import torch
+from torch import nn
+from truth import calibrate, relative_error
+
+from repblocks.blocks import create_block
+from repblocks.branches import WeightSpace
+
+EXACT = 1e-10
+
+
+def image(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def trained(name, *arguments, **options):
+    """Return a block in float64 whose parameters are all random, none 0 or 1."""
+    torch.manual_seed(0)
+    block = create_block(name, *arguments, activation=None, **options).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return block
+
+
+def kernel_node(block):
+    """Return the node of a block that trains as one kernel."""
+    (found,) = (module for module in block.modules() if isinstance(module, WeightSpace))
+    return found
+
+
+def check_forms(block, x, expected):
+    """Compare all forms of what a block computes before its norm with what is expected.
+
+    They are: branch by branch, in training as one kernel, the kernel as a value; and with the norm,
+    the training form and the deployed one.
+    """
+    node = kernel_node(block)
+    with torch.no_grad():
+        branchwise, merged = node.eval()(x), node.train()(x)
+        for found in (branchwise, merged, node.kernel()(x)):
+            assert relative_error(found, expected) < EXACT
+        truth = calibrate(block, x)(x)
+        block.switch_to_deploy()
+        assert relative_error(block(x), truth) < EXACT
+    assert isinstance(block.conv, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def check_gradients(block, x):
+    """Compare the gradients in training, as one convolution, with those branch by branch."""
+    node, called = kernel_node(block), []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    merged = _gradients(node.train(), x)
+    hook.remove()
+    assert called == [node]
+    branchwise = _gradients(node.eval(), x)
+    torch.testing.assert_close(merged, branchwise, rtol=EXACT, atol=EXACT)
+
+
+def _gradients(module, x):
+    module.zero_grad()
+    x = x.clone().requires_grad_()
+    module(x).square().mean().backward()
+    return {"input": x.grad} | {name: p.grad.clone() for name, p in module.named_parameters()}
