@@ -88,7 +88,8 @@ def _normed(block: ConvBlock) -> Iterator[MainBranch]:
     if isinstance(tree, nn.Sequential) and len(tree) == 2 and isinstance(tree[0], Sum):
         norm = tree[1]
         if scales(norm):
-            tree, of_sum = tree[0], (norm,)
+            of_sum = (norm,)
+            tree = tree[0]
     branches = list(tree.values()) if isinstance(tree, Sum) else [tree]
     for branch in branches:
         before, conv, own = _parted(branch)
@@ -102,8 +103,8 @@ def _parted(branch: nn.Module | None) -> tuple[list[nn.Module], Any, tuple[Batch
     """Return what stands before the last layer of a branch, that layer, and its BatchNorm."""
     modules = list(branch) if isinstance(branch, nn.Sequential) else []
     norms: tuple[BatchNorm, ...] = ()
-    if modules and scales(modules[-1]):
-        norms = (modules.pop(),)
+    if modules and scales(norm := modules[-1]):
+        norms, modules = (norm,), modules[:-1]
     return modules[:-1], modules[-1] if modules else None, norms
 
 
