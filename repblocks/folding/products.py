@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,20 +25,28 @@ def _convolution(step: Step) -> Operation:
     if any(steps_in((weight, bias))):
         raise NotFoldable("Its kernel depends on an activation.")
     ndim = weight.ndim - 2
-    sides = given["padding"]
-    if isinstance(sides, str):
-        raise NotFoldable(f"Padding {sides!r} of a function is left alone.")
     sizes = {name: _each(given[name], ndim) for name in ("stride", "dilation")}
     kernel = ConvKernel(
         weight.to(like()),
         None if bias is None else bias.to(like()),
         sizes["stride"],
-        _each(sides, ndim),
+        _padding(given["padding"], weight.shape[2:], sizes["dilation"]),
         sizes["dilation"],
         given["groups"],
     )
     macs = numel(step.shape) * weight[0].numel()
     return unary(given["input"], Kind.WEIGHT, kernel.to_affine(), 1, macs)
+
+
+def _padding(
+    sides: Any, kernel_size: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Return the padding below and above on each axis; torch pads an odd sum more above."""
+    if sides == "same":
+        totals = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
+        return tuple((total // 2, total - total // 2) for total in totals)
+    numbers = _each(0 if sides == "valid" else sides, len(kernel_size))
+    return tuple((number, number) for number in numbers)
 
 
 def _each(value: Any, ndim: int) -> tuple[int, ...]:

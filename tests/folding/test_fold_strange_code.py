@@ -41,6 +41,8 @@ class Code(nn.Module):
         lambda _, x: torch.stack(x.chunk(2, 1)).mean(0),
         lambda m, x: functional.conv2d(x, m.filters, groups=x.shape[1]),
         lambda m, x: functional.conv2d(x, m.filters, groups=4, stride=x.shape[1] - 2),
+        lambda m, x: functional.conv2d(x, m.filters, groups=4, dilation=2, padding="same"),
+        lambda m, x: functional.conv2d(x, m.filters, groups=4, padding="valid"),
         lambda _, x: x.mean(axis=(2, 3)),
         lambda _, x: functional.avg_pool2d(x, (2,)),
         lambda m, x: functional.linear(x, m.filters.view(-1)[:8]),
