@@ -39,7 +39,13 @@ def sampled(x: Tensor, axes: Sequence[Axis]) -> Tensor:
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int
 ) -> Tensor:
-    """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``."""
+    """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``.
+
+    A single tap runs on what it reads, without a stride: strided pointwise convolutions of few
+    channels in channels_last corrupt memory in the weight gradient of torch 2.15 on the CPU.
+    """
+    if all(axis.size == 1 for axis in axes):
+        x, axes = sampled(x, axes), [Axis()] * len(axes)
     x, padding = _evenly_padded(x, axes)
     return CONV_FUNCTIONS[len(axes)](
         x,
