@@ -14,6 +14,11 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return float32 for what is less precise, and anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     """Pad the spatial axes of ``(N, C, *spatial)`` with zeros; negative crops."""
     # The last axis comes first in functional.pad.
