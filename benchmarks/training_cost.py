@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import timm
 import torch
@@ -72,17 +73,31 @@ def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Return what a forward pass keeps for the backward one, the input and the weights aside."""
-    kept: dict[int, int] = {}
+class _Saved:
+    """A tensor that the graph holds for the backward pass, as long as it does."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Return what a forward pass keeps for the backward one, the input and the weights aside.
+
+    What a part of the graph held that did not live to the end of the pass does not count; what does
+    is all in memory at once, so that no two storages have one address.
+    """
+    alive: WeakSet[_Saved] = WeakSet()
+
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
 
     x = x.detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
         y = model(x)
+    storages = [saved.tensor.untyped_storage() for saved in alive]
+    kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
     own = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
     del y
     return sum(size for place, size in kept.items() if place not in own)
@@ -101,6 +116,21 @@ def measure(models: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str
     }
 
 
+def plain_of(model: nn.Module) -> nn.Module:
+    """Return what all is compared with: convolution, BatchNorm and activation, one by one."""
+    set_execution(model, "branchwise")
+    return model
+
+
+def frozen_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose norms are frozen, which runs in weight space."""
+    frozen = copy.deepcopy(model)
+    for module in frozen.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return frozen
+
+
 def executions_of(model: nn.Module) -> dict[str, nn.Module]:
     """Return a copy of a model for each execution."""
     models = {name: copy.deepcopy(model) for name in EXECUTIONS}
@@ -116,21 +146,18 @@ def block_models(
     shape = (channels, channels, kernel_size)
     block = create_block(name, *shape, **options)
     assert isinstance(block, ConvBlock)
-    models: dict[str, nn.Module] = {"plain": create_block("plain", *shape, **options)}
+    models = {"plain": plain_of(create_block("plain", *shape, **options))}
     models |= executions_of(block)
     models |= peers_of(block, name)
-    frozen = copy.deepcopy(block)
-    for module in frozen.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    return models | {"frozen": frozen}
+    return models | {"frozen": frozen_of(block)}
 
 
 def network_models(name: str) -> dict[str, nn.Module]:
     """Return the network of plain blocks, our executions and timm's own."""
-    models = {"plain": timm.create_model(f"repblocks_{name}", block="plain")}
-    models |= executions_of(timm.create_model(f"repblocks_{name}"))
-    return models | {"timm byobnet": timm.create_model(name)}
+    network = timm.create_model(f"repblocks_{name}")
+    models = {"plain": plain_of(timm.create_model(f"repblocks_{name}", block="plain"))}
+    models |= executions_of(network)
+    return models | {"timm byobnet": timm.create_model(name), "frozen": frozen_of(network)}
 
 
 @dataclass(frozen=True)

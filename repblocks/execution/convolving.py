@@ -14,6 +14,11 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return float32 for what is less precise, and anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     """Pad the spatial axes of ``(N, C, *spatial)`` with zeros; negative crops."""
     # The last axis comes first in functional.pad.
@@ -39,7 +44,13 @@ def sampled(x: Tensor, axes: Sequence[Axis]) -> Tensor:
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, axes: Sequence[Axis], groups: int
 ) -> Tensor:
-    """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``."""
+    """Run a kernel ``(O, C // groups, *k)`` in the dtype of ``x``.
+
+    A single tap runs on what it reads, without a stride: strided pointwise convolutions of few
+    channels in channels_last corrupt memory in the weight gradient of torch 2.15 on the CPU.
+    """
+    if all(axis.size == 1 for axis in axes):
+        x, axes = sampled(x, axes), [Axis()] * len(axes)
     x, padding = _evenly_padded(x, axes)
     return CONV_FUNCTIONS[len(axes)](
         x,

@@ -17,8 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from repblocks.execution.convolving import convolve, gradient_of_input, gradient_of_weight
-from repblocks.execution.moments import once, wide
+from repblocks.execution.convolving import (
+    convolve,
+    gradient_of_input,
+    gradient_of_weight,
+    wide,
+)
+from repblocks.execution.moments import once
 from repblocks.execution.window_moments import Windows
 
 

@@ -7,11 +7,13 @@ mode a block always runs its branches as they are: they are the truth that a fol
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.errors import ConfigurationError
+from repblocks.errors import ConfigurationError, NotFoldable
 from repblocks.execution import obstacles
 from repblocks.execution.dense import run_dense
 from repblocks.execution.dense_reading import split_dense
@@ -66,8 +68,7 @@ def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | 
         return None, reason
     norms = [module for module in modules if is_batch_norm(module)]
     if not any(norm.training for norm in norms):
-        pays = execution != "auto" or weight_space_pays(branches, x)
-        return (run_in_weight_space(branches, x) if pays else None), None
+        return _in_weight_space(branches, x, norms, execution)
     if execution == "weight_space":
         return None, "a BatchNorm uses the statistics of each batch"
     reason = obstacles.of_norms(norms)
@@ -81,3 +82,15 @@ def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | 
         return None, "no branch is a pointwise or a small depthwise kernel"
     pays = execution == "merged" or merging_pays(parts, x)
     return (run_merged(parts, x) if pays else None), None
+
+
+def _in_weight_space(
+    branches: nn.Module, x: Tensor, norms: Sequence[BatchNorm], execution: str
+) -> tuple[Tensor | None, str | None]:
+    reason = obstacles.of_frozen(norms)
+    if reason is not None or (execution == "auto" and not weight_space_pays(branches, x)):
+        return None, reason
+    try:
+        return run_in_weight_space(branches, x), None
+    except NotFoldable as error:
+        return None, str(error).rstrip(".")

@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 from repblocks.algebra.axis import Axis
 from repblocks.errors import RepblocksError
-from repblocks.execution.convolving import convolve, gradient_of_input
+from repblocks.execution.convolving import convolve, gradient_of_input, wide
 
 
 class Reading(Protocol):
@@ -39,7 +39,10 @@ class Reading(Protocol):
         """Return the mean ``(G, D)`` of what is read of an image that is the centre everywhere."""
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean ``(G, D)`` less the offset, and the biased covariance ``(G, D, D)``."""
+        """Return the mean ``(G, D)`` less the offset, and the biased covariance ``(G, D, D)``.
+
+        What is less precise is widened to float32, in which the moments are.
+        """
 
     def gradient(
         self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
@@ -74,9 +77,8 @@ class _Moments(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reading: Reading) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            precise = wide(x)
-            centre = precise[:1].flatten(2).mean((0, 2))
-            mean, covariance = reading.moments(precise, centre)
+            centre = wide(x[:1]).flatten(2).mean((0, 2))
+            mean, covariance = reading.moments(x, centre)
         ctx.reading = reading
         ctx.save_for_backward(x, centre, mean)
         ctx.mark_non_differentiable(centre)
@@ -87,9 +89,8 @@ class _Moments(Function):
         x, centre, mean = ctx.saved_tensors
         of_x, _, of_mean, of_covariance = gradients
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            precise = wide(x)
-            mean = mean + ctx.reading.offset(precise, centre)
-            total = ctx.reading.gradient(precise, mean, of_mean, of_covariance, of_x).to(x.dtype)
+            mean = mean + ctx.reading.offset(x, centre)
+            total = ctx.reading.gradient(x, mean, of_mean, of_covariance, of_x).to(x.dtype)
         return once(total, x, *gradients), None
 
 
@@ -141,11 +142,6 @@ def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:
     """Return a kernel ``(G, R, D)`` as the weight of a convolution, ``(O, D / K, *k)``."""
     sizes = [axis.size for axis in reading.axes]
     return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1, *sizes)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return float32 for what is less precise, and anything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def once(gradient: Tensor, *inputs: Tensor) -> Tensor:

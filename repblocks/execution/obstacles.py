@@ -32,3 +32,10 @@ def of_norms(norms: Sequence[BatchNorm]) -> str | None:
     if len({norm.affine for norm in norms}) > 1:
         return "some BatchNorms have a weight and some have none"
     return None
+
+
+def of_frozen(norms: Sequence[BatchNorm]) -> str | None:
+    """Return what forbids to merge the kernels of frozen norms, or None."""
+    if any(norm.running_mean is None for norm in norms):
+        return "a frozen BatchNorm has no running statistics"
+    return None

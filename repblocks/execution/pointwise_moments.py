@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
+from repblocks.execution.convolving import wide
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Channels:
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(G, D)`` less the centre, and the covariance ``(G, D, D)``."""
-        centred = self._centred(x, centre)
+        centred = self._centred(wide(x), centre)
         mean = (centred.flatten(2).sum((0, 2)) / self.count(x)).view(self.groups, -1)
         second = self._products(centred, centred) / self.count(x)
         return mean, second - mean.unsqueeze(2) * mean.unsqueeze(1)
@@ -54,7 +55,7 @@ class Channels:
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
-        own = CONV_FUNCTIONS[self.ndim](x, kernel, bias.flatten(), groups=self.groups)
+        own = CONV_FUNCTIONS[self.ndim](wide(x), kernel, bias.flatten(), groups=self.groups)
         return own.add_(of_x)
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:

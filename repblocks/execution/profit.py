@@ -20,8 +20,8 @@ from repblocks.execution.window_moments import Windows
 
 #: Fewer branches than these gain time only beside a large input.
 _BRANCHES = 3
-#: Positions for each channel, from which fewer pointwise branches gain it.
-_FEW = 32
+#: Positions for each channel, from which two pointwise branches gain it; one never does.
+_FEW = 512
 _POINTWISE = 2**16
 #: Positions for each number that a group of dense kernels reads.
 _DENSE = 8
@@ -57,18 +57,29 @@ def merging_pays(parts: Split, x: Tensor) -> bool:
     """Tell whether the merged branches take less time than one by one."""
     is_few = len(parts.merged) < _BRANCHES
     if not parts.is_depthwise:
-        # A product of matrices as large as the weights, for each branch, stands against the input.
-        read = x.numel() // prod(axis.stride for axis in parts.axes)
-        return read >= (_FEW if is_few else 2) * x.shape[1] ** 2
+        return _pointwise_pays(parts, x, is_few=is_few)
     if is_few or x.ndim != 4:
         return False
     has_stride = any(axis.stride > 1 for axis in parts.axes)
-    is_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    is_last = _is_channels_last(x)
     is_compiled = compiled.serves(x, parts.axes)
     if is_compiled and x.shape[2] * x.shape[3] < _COMPILED_IMAGE:
         return False
     least = (_COMPILED if is_compiled else _DEPTHWISE).get((has_stride, is_last))
     return least is not None and x.numel() >= least
+
+
+def _pointwise_pays(parts: Split, x: Tensor, *, is_few: bool) -> bool:
+    if is_few and (len(parts.merged) == 1 or _is_channels_last(x)):
+        return False
+    # A product of matrices as large as the weights, for each branch, stands against the input.
+    read = x.numel() // prod(axis.stride for axis in parts.axes)
+    return read >= (_FEW if is_few else 2) * x.shape[1] ** 2
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    is_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return is_last and not x.is_contiguous()
 
 
 def weight_space_pays(branches: nn.Module, x: Tensor) -> bool:

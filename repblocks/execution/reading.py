@@ -160,7 +160,7 @@ def split(tree: nn.Module, ndim: int) -> Split:
     merged: list[NormedConv] = []
     axes: tuple[Axis, ...] = ()
     for found in sorted(known, key=lambda found: (found.conv is None, found.taps)):
-        wider = _common_axes([*merged, found])
+        wider = common_axes([*merged, found])
         most = MOST_TAPS if is_depthwise else 1
         if wider is not None and prod(axis.size for axis in wider) <= most:
             merged.append(found)
@@ -171,7 +171,7 @@ def split(tree: nn.Module, ndim: int) -> Split:
     return Split(tuple(merged), others, axes, is_depthwise)
 
 
-def _common_axes(branches: Sequence[NormedConv]) -> tuple[Axis, ...] | None:
+def common_axes(branches: Sequence[NormedConv]) -> tuple[Axis, ...] | None:
     """Return the axes that hold the taps of all branches, if they read in the same groups."""
     if len({branch.conv.groups for branch in branches if isinstance(branch.conv, Conv)}) > 1:
         return None

@@ -13,12 +13,23 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import ConvKernel
 from repblocks.algebra.rules import apply
 from repblocks.execution.convolving import convolve
+from repblocks.execution.frozen_sum import read_frozen_sum
+from repblocks.execution.reading import remembered
 
 
 def run_in_weight_space(branches: nn.Module, x: Tensor) -> Tensor:
-    """Map ``(N, C_in, *spatial)`` by the kernel that equals the branches."""
-    like = next(branches.parameters()).detach()
+    """Map ``(N, C_in, *spatial)`` by the kernel that equals the branches.
+
+    Raises:
+        NotFoldable: if there is none.
+    """
+    simple = remembered(read_frozen_sum, branches, x.ndim - 2)
     with torch.autocast(x.device.type, enabled=False):
-        value = apply(branches, AffineMap.identity(x.shape[1]).with_axes(x.ndim - 2), like)
-        kernel = ConvKernel.from_affine(value, like)
+        kernel = _from_algebra(branches, x) if simple is None else simple.kernel()
     return convolve(x, kernel.weight, kernel.bias, kernel.axes, kernel.groups)
+
+
+def _from_algebra(branches: nn.Module, x: Tensor) -> ConvKernel:
+    like = next(branches.parameters()).detach()
+    value = apply(branches, AffineMap.identity(x.shape[1]).with_axes(x.ndim - 2), like)
+    return ConvKernel.from_affine(value, like)

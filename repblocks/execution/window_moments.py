@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
-from types import EllipsisType
+from types import EllipsisType, ModuleType
 
 import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution.compiled import window_gradient, window_products
-from repblocks.execution.convolving import cropped, gradient_of_weight, padded
+from repblocks.execution import compiled, on_gpu
+from repblocks.execution.convolving import cropped, gradient_of_weight, padded, wide
 from repblocks.execution.lags import Lags
 
 
@@ -67,18 +67,23 @@ class Windows:
         With the mask ``m`` of the image, ``x = x' + c m``: the covariance has four parts, each a
         covariance of small numbers, or of the mask.
         """
-        count, deviation = self.count(x), self.mask_deviation(x)
-        gram, images = window_products(x, centre, self.axes) or self._products(x, centre)
+        count = self.count(x)
+        deviation = _remembered(_mask_deviation, self.axes, x, centre.dtype)
+        gram, images = self._products(x, centre)
         summed = self.read(images)
         mean = summed.sum(2) / count
         covariance = gram / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
-        border = _remembered(_mask_covariance, self.axes, x, x.dtype)
+        border = _remembered(_mask_covariance, self.axes, x, centre.dtype)
         covariance = covariance + mixed + mixed.transpose(1, 2)
         return mean, covariance + centre.square().view(-1, 1, 1) * border
 
     def _products(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-        centred = self.centred(x, centre)
+        """Return the products of all pairs of taps ``(C, K, K)``, and the sum of the images."""
+        found = _kernels(x).window_products(x, centre, self.axes)
+        if found is not None:
+            return found
+        centred = self.centred(wide(x), centre)
         return self.gram(centred), centred.sum(0, keepdim=True)
 
     def gradient(
@@ -88,9 +93,9 @@ class Windows:
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
         bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         constant = bias.unsqueeze(2).expand(-1, -1, self.positions(x))
-        image = self.write(constant, x[:1])
-        found = window_gradient(x, weight, image, of_x, self.axes)
-        return self.mixed(x, weight).add_(image).add_(of_x) if found is None else found
+        image = self.write(constant, wide(x[:1]))
+        found = _kernels(x).window_gradient(x, weight, image, of_x, self.axes)
+        return self.mixed(wide(x), weight).add_(image).add_(of_x) if found is None else found
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
@@ -179,6 +184,11 @@ class Windows:
                 *(step * axis.dilation for step, axis in steps),
             ),
         )
+
+
+def _kernels(x: Tensor) -> ModuleType:
+    """Return the module that has the kernels for the device of the input."""
+    return on_gpu if x.device.type in on_gpu.DEVICES else compiled
 
 
 Place = tuple[tuple[int, ...], torch.dtype, torch.device]

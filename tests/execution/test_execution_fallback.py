@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from repblocks.blocks import ConvBlock
-from repblocks.branches import Pad, Sum
+from repblocks.branches import AveragePool, Pad, Sum
 from repblocks.errors import RepblocksError
 
 
@@ -76,6 +76,49 @@ def test_every_known_block_merges_what_it_can(recwarn):
     for name, shape in [("repvgg", {}), ("dbb", {}), ("mobileone", {"groups": 8})]:
         step(block_of(name, 8, 8, 3, **shape), image(2, 8, 9, 9), "merged")
     assert not recwarn.list
+
+
+def frozen(block):
+    block(image(4, 8, 9, 9))
+    block.branches.apply(lambda m: m.eval() if hasattr(m, "running_mean") else m)
+    return block
+
+
+def test_frozen_norms_without_statistics_run_the_branches():
+    block, x = frozen(block_of("mobileone", 8, 8, 1)), image(2, 8, 9, 9)
+    norm = block.branches["kxk0"].norm
+    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+    truth = step(block, x, "branchwise")
+    with pytest.warns(UserWarning, match="a frozen BatchNorm has no running statistics"):
+        assert_same(step(block, x, "weight_space"), truth)
+
+
+def test_frozen_branches_that_have_no_kernel_run_as_they_are():
+    block, x = frozen(block_of("mobileone", 8, 8, 1)), image(2, 8, 9, 9)
+    block.branches["kxk0"] = nn.Sequential(block.branches["kxk0"], nn.Conv2d(8, 8, 3, padding=1))
+    truth = step(block.double(), x, "branchwise")
+    with pytest.warns(UserWarning, match="second map pads axis 0 with zeros.*not give zero there"):
+        assert_same(step(block, x, "weight_space"), truth)
+    x = image(64, 8, 32, 32)
+    assert_same(step(block, x, "auto"), step(block, x, "branchwise"), 1e-15)
+
+
+@pytest.mark.parametrize(
+    "affine", [{"kxk0"}, {"kxk0", "kxk1", "kxk2", "kxk3", "identity"}], ids=len
+)
+def test_frozen_norms_without_a_weight_merge(affine):
+    block, x = block_of("mobileone", 8, 8, 1), image(2, 8, 9, 9)
+    for name in affine:
+        block.branches[name].norm = nn.BatchNorm2d(8, affine=False).double()
+    assert_same(step(frozen(block), x, "weight_space"), step(block, x, "branchwise"))
+
+
+def test_an_average_among_frozen_branches():
+    for groups in (1, 2, 8):
+        block, x = block_of("mobileone", 8, 8, 3, groups=groups), image(2, 8, 9, 9)
+        pool = [Pad(((1, 1), (1, 1))), AveragePool((3, 3), (1, 1), (1, 1))]
+        block.branches["average"] = nn.Sequential(*pool, nn.BatchNorm2d(8).double())
+        assert_same(step(frozen(block), x, "weight_space"), step(block, x, "branchwise"))
 
 
 def test_norms_without_a_weight_merge():

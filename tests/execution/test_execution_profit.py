@@ -44,7 +44,7 @@ def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, e
     ("channels", "shape", "expected"),
     [
         (32, (16, 32, 64, 64), True),
-        (64, (16, 64, 8, 8), False),  # 16 positions for each channel
+        (64, (16, 64, 32, 32), False),  # 256 positions for each channel
     ],
 )
 def test_two_merged_branches_beside_a_dense_one(monkeypatch, channels, shape, expected):
@@ -62,3 +62,15 @@ def test_two_depthwise_branches_run_one_by_one(monkeypatch):
 )
 def test_dense_branches_merge_where_there_are_many_positions(monkeypatch, shape, expected):
     assert is_merged(monkeypatch, "dbb", 32, 3, shape) is expected
+
+
+@pytest.mark.parametrize(
+    ("branches", "layout", "expected"),
+    [(0, None, False), (1, None, True), (1, LAST, False), (4, LAST, True)],
+)
+def test_few_pointwise_branches(monkeypatch, branches, layout, expected):
+    name, options = "plain", {}
+    if branches:
+        name, options = "mobileone", {"num_conv_branches": branches}
+    shape = (16, 32, 64, 64)
+    assert is_merged(monkeypatch, name, 32, 1, shape, layout, **options) is expected
