@@ -89,7 +89,8 @@ def concat(*maps: AffineMap) -> AffineMap:
             [value.bias() if value.bias else like.new_zeros(value.out_channels) for value in maps]
         )
 
-    is_selection = width == 1 and all(value.is_selection for value in maps)
+    # Where the maps read at different places, each has one of several taps.
+    is_selection = all(value.is_selection for value in maps) and all(a.size == 1 for a in axes)
     has_bias = any(value.bias is not None for value in maps)
     return AffineMap(
         maps[0].in_channels,

@@ -22,6 +22,8 @@ from repblocks.folding.watching import Watch
 #: A step's place of a value that an operation changed in place through another view of it.
 CHANGED = "changed in place"
 INPUT = "input"
+#: A scale and shift that was moved: no code does it.
+MOVED = "moved"
 
 
 @dataclass(eq=False, repr=False)  # they hold one another

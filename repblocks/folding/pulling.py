@@ -12,13 +12,12 @@ from torch.nn import functional
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
-from repblocks.folding.flow import Flow, Step
+from repblocks.folding.flow import MOVED, Flow, Step
 from repblocks.folding.moves import channels_after
 from repblocks.folding.operation import Kind, Located, Operation, bind, numel
 from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
 from repblocks.folding.region import Region
 
-MOVED = "moved"
 _ADAPTIVE = {
     *(nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward, nn.AdaptiveAvgPool3d.forward),
     *(functional.adaptive_avg_pool1d, torch.adaptive_avg_pool1d),

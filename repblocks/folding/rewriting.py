@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from repblocks.errors import NotFoldable, RepblocksError
-from repblocks.folding.flow import Scope, Step
+from repblocks.folding.flow import MOVED, Scope, Step, is_below
 from repblocks.folding.graphs import Edit, as_graph
 from repblocks.folding.layers import layer
 from repblocks.folding.planning import Plan
@@ -59,6 +59,10 @@ def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Emptie
         placed: The layers with their places.
         emptied: More steps that become the identity.
     """
+    # What is inside a module that gives way serves nothing any more.
+    whole = [one.site.path for one in placed if one.site.scope is None]
+    placed = [one for one in placed if not _is_inside(one.site.path, whole)]
+    emptied = [one for one in emptied if not _is_inside(one.step.path, whole)]
     gone = {step for one in placed for step in one.candidate.interior}
     gone |= {one.step for one in emptied}
     edits: dict[Scope, list[Edit]] = {}
@@ -77,13 +81,20 @@ def rewrite(model: nn.Module, placed: Sequence[Placed], emptied: Sequence[Emptie
     return model
 
 
+def _is_inside(path: str, outer: Sequence[str]) -> bool:
+    return any(path != one and is_below(path, one) for one in outer)
+
+
 def _empty(model: nn.Module, one: Emptied, edits: dict[Scope, list[Edit]]) -> nn.Module:
     """Make a step the identity: a module in its place, a function in the graph it stands in."""
     if one.step.module is not None:
         return put(model, one.step.path, nn.Identity())
     scope = one.step.scope
     if scope is not None:
-        result, source = scope.node_of(one.step), scope.node_of(one.operand)
+        operand = one.operand
+        while operand.target == MOVED:
+            operand = operand.operands[0]
+        result, source = scope.node_of(one.step), scope.node_of(operand)
         if result is None or source is None:
             raise RepblocksError(f"{one.step.path} does not see what it reads.")
         edits.setdefault(scope, []).append(Edit(result, source, None))
