@@ -65,6 +65,8 @@ def plan(region: Region) -> Plan:
     used: dict[Step, Way] = {}
     known = {step: list(ways(region, step)) for step in region.operations}
     needed = _needed(known, region)
+    # What is needed anyway is read, and not computed anew; else parts would not plan by themselves.
+    known = {step: [w for w in of_step if not w.inside & needed] for step, of_step in known.items()}
     for steps in components(region, needed):
         found = Component({step: known[step] for step in steps}, region.readers, needed).solve()
         used.update(found.ways)
