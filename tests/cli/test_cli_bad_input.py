@@ -51,7 +51,7 @@ def is_empty(folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["block=repvg"], "Unknown block 'repvg'. Did you mean 'repvgg'? Known: acb, dbb, def"),
+        (["block=repvg"], "Unknown block 'repvg'. Did you mean 'repvgg'? Known: acb, "),
         (["optimiser=sgd"], "optimiser does not exist. Did you mean optimizer?"),
         (["trainer.max_epoch=1"], "trainer.max_epoch does not exist. Did you mean trainer.max_ep"),
         (["+trainer.limit=1"], "trainer.limit does not exist."),
