@@ -15,8 +15,10 @@ from repblocks.algebra import (
     linear_to_pointwise,
     pointwise_to_linear,
 )
+from repblocks.algebra.axis import Axis
+from repblocks.algebra.parallel import concat
 from repblocks.algebra.serial import compose
-from repblocks.algebra.special import dense_taps, scale
+from repblocks.algebra.special import dense_taps, scale, zero_padding
 from repblocks.errors import NotFoldable, RepblocksError
 
 EXACT = 1e-12
@@ -90,6 +92,16 @@ def test_paradigms_3_and_4_branches_of_different_size_concatenate(ndim):
     x = image(4, ndim)
     kernel = concat_kernels(*(ConvKernel.from_conv(conv) for conv in convs))
     assert relative_error(kernel(x), torch.cat([conv(x) for conv in convs], 1)) < EXACT
+
+
+def test_channels_that_are_picked_at_different_places_concatenate():
+    """A selection has no weight, but one at several places has taps, of which one is 1."""
+    here = AffineMap.identity(2).with_axes(1)
+    before = zero_padding(2, [Axis(1, 1, 1, -1)])
+    x = image(2, 1)
+    conv = ConvKernel.from_affine(concat(here, before)).to_conv(x)
+    shifted = torch.nn.functional.pad(x, (1, -1))
+    assert torch.equal(conv(x), torch.cat([x, shifted], 1))
 
 
 @pytest.mark.parametrize("ndim", [1, 2, 3])

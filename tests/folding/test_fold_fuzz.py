@@ -27,6 +27,13 @@ def test_a_random_region_folds_exactly_or_stays(case):
     assert judge(region, x, TOLERANCE).broken == []
 
 
+@pytest.mark.parametrize("seed", [3149, 3163, 8640, 9532, 19287])
+def test_regions_that_were_once_wrong(seed):
+    """A moved scale beside code, dead code in a replaced root, a free value, taps of selections."""
+    region, x = random_region(seed)
+    assert judge(region, x, TOLERANCE).broken == []
+
+
 def test_a_seed_gives_one_region():
     (one, x), (other, y) = random_region(3), random_region(3)
     assert repr(one) == repr(other)
