@@ -5,16 +5,6 @@ from __future__ import annotations
 from repblocks.errors import ConfigurationError
 
 
-def check_flag(name: str, value: object) -> None:
-    """Check that an option is a truth value.
-
-    Raises:
-        ConfigurationError: if it is not.
-    """
-    if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be true or false, got {value!r}.")
-
-
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Check that an option is a whole number and large enough.
 

@@ -22,9 +22,8 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
-from repblocks.blocks._options import check_flag
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum, dilated, normed_after_sum
+from repblocks.branches import ConvShape, Sum, check_flag, dilated, normed_after_sum
 from repblocks.errors import ConfigurationError
 
 #: Kernel size and dilation of each small kernel, by the size of the large one.

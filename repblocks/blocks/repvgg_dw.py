@@ -18,9 +18,8 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
-from repblocks.blocks._options import check_flag
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum, normed_after_sum, without_norm
+from repblocks.branches import ConvShape, Sum, check_flag, normed_after_sum, without_norm
 
 
 @final

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Set
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from repblocks.folding.state import tensors_of
 
 
 def memory_of_weights(model: nn.Module) -> set[int]:
@@ -19,8 +21,7 @@ def own(model: nn.Module, borrowed: Set[int]) -> None:
     Tensors that shared memory with each other still do.
     """
     copies: dict[int, torch.UntypedStorage] = {}
-    plain = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    for tensor in dict.fromkeys([*model.parameters(), *model.buffers(), *plain]):
+    for tensor in tensors_of(model):
         storage = tensor.untyped_storage()
         if storage._cdata in borrowed:
             if storage._cdata not in copies:

@@ -11,7 +11,7 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.operation import Kind, Located, numel
-from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
+from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.pulling import Push, moved_step, reading, sum_of_taps
 from repblocks.folding.region import Region
 
@@ -40,9 +40,7 @@ def fan(flow: Flow, region: Region, step: Step) -> Push:
         NotFoldable: if it does more, or the value comes to something that does not take it in.
     """
     of_step = region.operations[step]
-    arithmetic = channel_arithmetic(of_step, of_step.operands[0])
-    if arithmetic is None:
-        raise NotFoldable("It does more than scale and shift each channel.")
+    arithmetic = scale_and_shift(of_step, of_step.operands[0])
     ends = list(_ends(_Carried(step, 1, *arithmetic), region))
     before = {one: region.operations[one] for one in (step, *(reader for reader, _ in ends))}
     parts = tuple(_put(flow, region, step.path, reader, end) for reader, end in ends)

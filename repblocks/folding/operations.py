@@ -184,6 +184,18 @@ def channel_arithmetic(operation: Operation, operand: Step) -> tuple[Tensor, Ten
     return factor, torch.zeros_like(ones) if own.bias is None else own.bias()
 
 
+def scale_and_shift(operation: Operation, operand: Step) -> tuple[Tensor, Tensor]:
+    """Return what :func:`channel_arithmetic` does.
+
+    Raises:
+        NotFoldable: if the operation does more.
+    """
+    arithmetic = channel_arithmetic(operation, operand)
+    if arithmetic is None:
+        raise NotFoldable("It does more than scale and shift each channel.")
+    return arithmetic
+
+
 @operation(functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d)
 def _dropout(step: Step) -> Operation:
     given = bind(step, "input", p=0.5, training=True, inplace=False)

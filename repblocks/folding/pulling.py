@@ -15,7 +15,7 @@ from repblocks.errors import NotFoldable
 from repblocks.folding.flow import MOVED, Flow, Step
 from repblocks.folding.moves import channels_after
 from repblocks.folding.operation import Kind, Located, Operation, bind, numel
-from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
+from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.region import Region
 
 _ADAPTIVE = {
@@ -59,9 +59,7 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
     if passed not in region.readers:
         raise NotFoldable("It was moved just now.")
     _check_followed(passed, region)
-    arithmetic = channel_arithmetic(of_step, of_step.operands[0])
-    if arithmetic is None:
-        raise NotFoldable("It does more than scale and shift each channel.")
+    arithmetic = scale_and_shift(of_step, of_step.operands[0])
     factor, shift = _passed_on(passed, read, region, *arithmetic)
     macs = numel(passed.shape)
     return _insert(flow, region, step, passed, channelwise(factor, shift), macs)
@@ -87,9 +85,7 @@ def spread(flow: Flow, region: Region, step: Step) -> Push:
     for other in set(region.readers[whole]) - {piece}:
         if torch.isin(_selected(region.operations[other], whole), chosen).any():
             raise NotFoldable("Something else reads these channels.")
-    arithmetic = channel_arithmetic(of_step, piece)
-    if arithmetic is None:
-        raise NotFoldable("It does more than scale and shift each channel.")
+    arithmetic = scale_and_shift(of_step, piece)
     channels = _channels(whole)
     factor, shift = torch.ones(channels).double(), torch.zeros(channels).double()
     factor[chosen], shift[chosen] = arithmetic

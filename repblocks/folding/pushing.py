@@ -16,7 +16,7 @@ from repblocks.errors import NotFoldable
 from repblocks.folding.fanning import fan
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.operation import Kind, numel
-from repblocks.folding.operations import channel_arithmetic, channelwise, identity, unary
+from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.pulling import Push, moved_step, pull, spread
 from repblocks.folding.region import Region
 
@@ -106,9 +106,7 @@ def _push(flow: Flow, region: Region, step: Step) -> Push:
     if not _is_pushable(join, step, region):
         raise NotFoldable("It does not follow branches that take it in.")
     of_join = region.operations[join]
-    arithmetic = channel_arithmetic(of_step, join)
-    if arithmetic is None:
-        raise NotFoldable("It does more than scale and shift each channel.")
+    arithmetic = scale_and_shift(of_step, join)
     factor, shift = arithmetic
     parts: list[Step] = []
     start = 0

@@ -55,8 +55,13 @@ def replayed(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def memory_of(module: nn.Module) -> set[int]:
     """Return the memory of all tensors that a module holds."""
+    return {tensor.untyped_storage()._cdata for tensor in tensors_of(module)}
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return the parameters, buffers and plain tensors of a module and of those below it."""
     plain = [v for m in module.modules() for v in vars(m).values() if isinstance(v, Tensor)]
-    return {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), *plain)}
+    return list(dict.fromkeys([*module.parameters(), *module.buffers(), *plain]))
 
 
 @contextmanager
