@@ -17,6 +17,7 @@ from torch import nn
 
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.branches.nodes import Sum
+from repblocks.branches.options import check_flag
 from repblocks.branches.shape import ConvShape
 
 
@@ -32,6 +33,16 @@ def normed_after_sum(branches: Sum, shape: ConvShape, keep: Collection[str] = ()
         name: branch if name in keep else without_norm(branch) for name, branch in branches.items()
     }
     return nn.Sequential(OrderedDict(sum=Sum(kept), norm=shape.norm()))
+
+
+def one_kernel(shape: ConvShape, branches: nn.Module, norm: bool) -> nn.Module:
+    """Return branches without norms, and one BatchNorm after them unless ``norm`` is false.
+
+    Raises:
+        ConfigurationError: if ``norm`` is neither true nor false.
+    """
+    check_flag("norm", norm)
+    return nn.Sequential(OrderedDict(kernel=branches, norm=shape.norm())) if norm else branches
 
 
 def without_norm(branch: nn.Module) -> nn.Module:

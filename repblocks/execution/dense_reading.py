@@ -11,10 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.algebra.axis import Axis, common_axis
 from repblocks.algebra.kernel import Conv
-from repblocks.algebra.normalization import is_batch_norm
 from repblocks.branches import AveragePool, BatchNormPad, Sum
 from repblocks.errors import NotFoldable
-from repblocks.execution.reading import MOST_TAPS, branches_of, composed, is_plain, steps_of
+from repblocks.execution.reading import (
+    MOST_TAPS,
+    branches_of,
+    composed,
+    is_plain,
+    steps_of,
+    until_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,10 @@ class DenseSplit:
 
 def read_dense(branch: nn.Module, ndim: int) -> DenseBranch | None:
     """Return what a branch is, or None if it is something else."""
-    *linear, norm = steps_of(branch)
-    if not is_batch_norm(norm):
+    parts = until_norm(branch)
+    if parts is None:
         return None
+    linear, norm = parts
     inner: nn.Module | None = None
     pad: BatchNormPad | None = None
     axes = [Axis()] * ndim

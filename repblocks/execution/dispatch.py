@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -19,7 +20,7 @@ from repblocks.execution.dense import run_dense
 from repblocks.execution.dense_reading import split_dense
 from repblocks.execution.merged import run_merged
 from repblocks.execution.profit import dense_pays, may_pay, merging_pays, weight_space_pays
-from repblocks.execution.reading import remembered, split
+from repblocks.execution.reading import before_norm, remembered, split
 from repblocks.execution.weight_space import run_in_weight_space
 
 EXECUTIONS = ("auto", "branchwise", "merged", "weight_space")
@@ -48,7 +49,8 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
     """
     if execution == "branchwise" or not branches.training:
         return branches(x)
-    if execution == "auto" and not may_pay(x):
+    # Of compiled code, nothing was measured.
+    if execution == "auto" and torch.compiler.is_compiling():
         return branches(x)
     done, reason = _together(branches, x, execution)
     if done is not None:
@@ -62,15 +64,22 @@ def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | 
     """Return the sum computed without each branch, or None and the reason why not."""
     named = branches.named_modules()
     # What parametrizes a weight is part of it.
-    modules = [module for path, module in named if "parametrizations" not in path]
-    reason = obstacles.of_modules(modules)
-    if reason is not None:
-        return None, reason
-    norms = [module for module in modules if is_batch_norm(module)]
+    reason = obstacles.of_modules(m for path, m in named if "parametrizations" not in path)
+    return (None, reason) if reason is not None else _merged(branches, x, execution)
+
+
+def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
+    norms = [module for module in branches.modules() if is_batch_norm(module)]
     if not any(norm.training for norm in norms):
         return _in_weight_space(branches, x, norms, execution)
+    inside = remembered(before_norm, branches, x.ndim - 2)
+    if inside is not None:
+        done, reason = _merged(inside, x, execution)
+        return None if done is None else norms[-1](done), reason
     if execution == "weight_space":
         return None, "a BatchNorm uses the statistics of each batch"
+    if execution == "auto" and not may_pay(x):
+        return None, None
     reason = obstacles.of_norms(norms)
     if reason is not None:
         return None, reason

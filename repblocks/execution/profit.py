@@ -3,7 +3,7 @@
 What a block costs merged hardly depends on its number of branches, but has a part that does not
 shrink with its input. The thresholds are where the merged execution begins not to be slower on one
 CPU thread, measured with ``benchmarks/training_cost.py --sweep``; on other devices, and in compiled
-code, nothing was measured, and ``auto`` runs the branches.
+code, nothing was measured, and ``auto`` runs the branches, unless no statistics are needed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra.kernel import Conv
 from repblocks.execution import compiled
 from repblocks.execution.dense_reading import DenseSplit
 from repblocks.execution.reading import Split
@@ -25,6 +26,8 @@ _FEW = 512
 _POINTWISE = 2**16
 #: Positions for each number that a group of dense kernels reads.
 _DENSE = 8
+#: Positions for each channel that a kernel reads, from which composing kernels gains time.
+_COMPOSED = 1.5
 #: Values of the input, by whether the block has a stride and whether the channels lie last.
 _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
 #: The same where kernels are compiled, and the smallest image of one channel that these do well.
@@ -34,8 +37,7 @@ _COMPILED_IMAGE = 64
 
 def may_pay(x: Tensor) -> bool:
     """Tell whether it is worth looking at the branches."""
-    is_known = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return is_known and x.numel() >= _POINTWISE
+    return x.device.type == "cpu" and x.numel() >= _POINTWISE
 
 
 def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool) -> bool:
@@ -83,5 +85,11 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def weight_space_pays(branches: nn.Module, x: Tensor) -> bool:
-    """Tell whether merging the kernels takes less time than running the branches."""
-    return x.numel() >= sum(parameter.numel() for parameter in branches.parameters())
+    """Tell whether merging the kernels takes less time than running the branches.
+
+    Both take multiplications in proportion to the weights: composing does for each channel that a
+    kernel reads, the branches for each position. That holds on every device.
+    """
+    convs = [module for module in branches.modules() if isinstance(module, Conv)]
+    read = min(x.shape[1], max((c.in_channels // c.groups for c in convs), default=1))
+    return x.numel() >= _COMPOSED * read * x.shape[1]

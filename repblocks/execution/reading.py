@@ -57,11 +57,34 @@ def branches_of(module: nn.Module) -> list[nn.Module]:
 
 def read_branch(branch: nn.Module, ndim: int) -> NormedConv | None:
     """Return what a branch is, or None if it is something else."""
-    *linear, norm = steps_of(branch)
-    if not is_batch_norm(norm):
+    parts = until_norm(branch)
+    if parts is None:
         return None
+    linear, norm = parts
     found = composed(linear, [Axis()] * ndim)
     return None if found is None else NormedConv(*found, norm)
+
+
+def until_norm(branch: nn.Module) -> tuple[list[nn.Module], BatchNorm] | None:
+    """Return the steps of a branch and the BatchNorm that it ends in; None if it ends otherwise."""
+    steps = [*steps_of(branch)]
+    if not steps or not is_batch_norm(norm := steps[-1]):
+        return None
+    return steps[:-1], norm
+
+
+def before_norm(tree: nn.Module, ndim: int) -> nn.Module | None:
+    """Return what comes before the last BatchNorm of a tree, or None if that is a single kernel.
+
+    Args:
+        tree: The branches of a block.
+        ndim: Number of spatial axes.
+    """
+    if not isinstance(tree, nn.Sequential) or len(tree) < 2 or not is_batch_norm(tree[-1]):
+        return None
+    if read_branch(tree, ndim) is not None:
+        return None
+    return tree[0] if len(tree) == 2 else tree[:-1]
 
 
 def composed(

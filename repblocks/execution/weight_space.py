@@ -2,6 +2,9 @@
 
 For branches without normalisation, or whose BatchNorms are frozen: their kernel does not depend on
 the batch.
+
+Source:
+    Hu et al., OREPA, CVPR 2022, section 3.2 (block squeezing), https://arxiv.org/abs/2204.00826
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from repblocks.algebra.affine import evaluated_weight
 from repblocks.algebra.kernel import Conv
 from repblocks.algebra.rules import has_rule
 from repblocks.blocks import ConvBlock
-from repblocks.branches import ConvShape, Scale, Sum, WeightSpace
+from repblocks.branches import ConvShape, Scale, Sum
 from repblocks.errors import NotFoldable
 
 
@@ -109,14 +109,14 @@ def _parted(branch: nn.Module | None) -> tuple[list[nn.Module], Any, tuple[Batch
 
 
 def _before_norm(block: ConvBlock) -> Iterator[MainBranch]:
-    """Find branches in weight space, with a norm after the sum."""
+    """Find branches of several layers, with a norm after the sum and no other."""
     tree = block.branches
     if not isinstance(tree, nn.Sequential) or len(tree) != 2:
         return
     kernel, norm = tree
-    if not isinstance(kernel, WeightSpace) or not scales(norm):
+    if any(map(is_batch_norm, kernel.modules())) or not scales(norm):
         return
-    *outside, last = _steps(kernel.branches)
+    *outside, last = _steps(kernel)
     branches = list(last.values()) if isinstance(last, Sum) else [nn.Sequential(last)]
     for branch in branches:
         steps = [*outside, *_steps(branch)]

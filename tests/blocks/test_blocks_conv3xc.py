@@ -10,7 +10,7 @@ from repblocks.errors import ConfigurationError
 
 def published(block, x, stride=1, groups=1):
     """Pad first; 1 x 1, 3 x 3 with the stride, 1 x 1; and a 1 x 1 of the unpadded input."""
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     y = functional.pad(x, [1, 1, 1, 1])
     for number in range(3):
         conv = tree["series"][number + 1].conv
@@ -32,14 +32,14 @@ def test_the_kernel_is_the_published_block(norm, gain, stride, groups):
 def test_the_shortcut_lies_at_the_centre_whatever_the_padding():
     block = trained("conv3xc", 3, 4, 5, padding=0, norm=False)
     x = image(2, 3, 9, 9)
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     y = tree["series"](x) + tree["shortcut"][-1](x[:, :, 2:-2, 2:-2])
     check_forms(block, x, y)
 
 
 def test_channels():
     block = create_block("conv3xc", 6, 10, 3)
-    series = kernel_node(block).branches["series"]
+    series = kernel_node(block)["series"]
     assert [series[i].conv.out_channels for i in (1, 2, 3)] == [12, 20, 10]
 
 

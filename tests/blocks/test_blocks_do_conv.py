@@ -12,7 +12,7 @@ from repblocks.errors import ConfigurationError
 
 def composed(block, groups, multiplier):
     """Return (D + I) W as in section 3, with the D of the channel that is read."""
-    series = kernel_node(block).branches
+    series = kernel_node(block)
     pointwise, delta = series.pointwise.conv.weight, series.depthwise["delta"].conv.weight
     out_channels, in_channels = pointwise.shape[0], delta.shape[0] // multiplier
     taps = delta[0].numel()
@@ -37,7 +37,7 @@ def test_the_kernel_is_that_of_the_paper(multiplier, groups, norm):
     block = trained("do_conv", 4, 8, 3, 2, 1, 2, groups=groups, **options)
     x = image(2, 4, 9, 10)
     kernel = composed(block, groups, multiplier)
-    bias = None if norm else kernel_node(block).branches.pointwise.conv.bias
+    bias = None if norm else kernel_node(block).pointwise.conv.bias
     check_forms(block, x, functional.conv2d(x, kernel, bias, 2, 1, 2, groups))
 
 
@@ -49,13 +49,13 @@ def test_it_starts_as_a_plain_convolution(in_channels, out_channels, groups):
     torch.manual_seed(0)
     block = create_block("do_conv", in_channels, out_channels, 3, groups=groups).double()
     node, x = kernel_node(block), image(2, in_channels, 7, 7)
-    weight = node.branches.pointwise.conv.weight
+    weight = node.pointwise.conv.weight
     weight = weight.view(out_channels, in_channels // groups, 3, 3)
     expected = functional.conv2d(x, weight, None, 1, 1, 1, groups)
     assert relative_error(node(x), expected) < 1e-12
     bound = (in_channels // groups * 9) ** -0.5
     assert 0.8 * bound < weight.abs().max() <= bound
-    assert not node.branches.depthwise["delta"].conv.weight.any()
+    assert not node.depthwise["delta"].conv.weight.any()
 
 
 def test_a_pointwise_kernel_is_left_as_it_is():

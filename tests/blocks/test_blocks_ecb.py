@@ -27,7 +27,7 @@ def framed(x, conv, groups):
 
 
 def published(block, x, stride=1, groups=1):
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     dense = tree["kxk"].conv
     total = functional.conv2d(x, dense.weight, dense.bias, stride, 1, groups=groups)
     expand, squeeze = tree["expand_squeeze"].conv0.conv, tree["expand_squeeze"].conv1.conv
@@ -51,7 +51,7 @@ def published(block, x, stride=1, groups=1):
 def test_the_kernel_is_the_published_block(norm, identity, channels, stride, groups):
     options = {"norm": norm, "use_identity": identity, "groups": groups}
     block = trained("ecb", *channels, 3, stride, **options)
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     assert ("identity" in tree) == (identity and channels == (4, 4))
     x = image(2, channels[0], 7, 8)
     check_forms(block, x, published(block, x, stride, groups))
@@ -60,7 +60,7 @@ def test_the_kernel_is_the_published_block(norm, identity, channels, stride, gro
 def test_it_starts_as_published():
     torch.manual_seed(0)
     block = create_block("ecb", 64, 64, 3, norm=False)
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     for name in MASKS:
         for start in (tree[name].scale.weight, tree[name].scale.bias):
             assert 0.5e-3 < start.std() < 2e-3
@@ -81,7 +81,7 @@ def test_parameters_are_counted_as_published():
     [(1, ["sobel0"]), (2, ["sobel0", "sobel1"]), (3, [f"sobel{i}" for i in "012"])],
 )
 def test_there_is_a_sobel_filter_for_each_axis(ndim, names):
-    tree = kernel_node(create_block("ecb", 2, 2, 3, ndim=ndim)).branches
+    tree = kernel_node(create_block("ecb", 2, 2, 3, ndim=ndim))
     assert [name for name in tree if name.startswith("sobel")] == names
     line, smooth = torch.tensor([1, 0, -1]), torch.tensor([1, 2, 1])
     for axis, name in enumerate(names):
@@ -96,7 +96,7 @@ def test_there_is_a_sobel_filter_for_each_axis(ndim, names):
 
 def test_larger_kernels_have_edges_at_their_centre():
     block = trained("ecb", 3, 4, (5, 1), padding=(2, 0), norm=False)
-    tree = kernel_node(block).branches
+    tree = kernel_node(block)
     assert set(tree) == {"kxk", "expand_squeeze", "sobel0", "laplacian"}
     with torch.no_grad():
         for parameter in block.parameters():
@@ -109,7 +109,7 @@ def test_larger_kernels_have_edges_at_their_centre():
 
 
 def test_a_kernel_of_one_tap_has_no_edges():
-    assert set(kernel_node(create_block("ecb", 3, 4, 1)).branches) == {"kxk", "expand_squeeze"}
+    assert set(kernel_node(create_block("ecb", 3, 4, 1))) == {"kxk", "expand_squeeze"}
 
 
 def test_it_trains_as_one_convolution_with_the_gradients_of_its_branches():

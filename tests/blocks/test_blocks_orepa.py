@@ -80,7 +80,7 @@ def six(tree, in_channels, groups, size):
 def test_the_kernel_is_that_of_the_paper(size, channels, groups, internal):
     block = trained("orepa", *channels, size, 2, groups=groups, internal_channels=internal)
     x = image(2, channels[0], 9, 8)
-    kernel = six(kernel_node(block).branches.sum, channels[0], groups, size)
+    kernel = six(kernel_node(block).sum, channels[0], groups, size)
     check_forms(block, x, functional.conv2d(x, kernel, None, 2, size // 2))
 
 
@@ -88,7 +88,7 @@ def test_the_kernel_is_that_of_the_paper(size, channels, groups, internal):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_pointwise_kernel_is_one_and_two_in_a_row(channels, groups):
     block = trained("orepa", *channels, 1, 2, groups=groups)
-    tree = kernel_node(block).branches.sum
+    tree = kernel_node(block).sum
     assert set(tree) == {"origin", "pointwise_pointwise"}
     x = image(2, channels[0], 7, 8)
     first, second = (p for p in tree["pointwise_pointwise"].parameters() if p.ndim == 4)
@@ -104,7 +104,7 @@ def test_a_pointwise_kernel_is_one_and_two_in_a_row(channels, groups):
 @pytest.mark.parametrize("form", ["orepa", "plain"])
 def test_a_large_kernel_is_a_series_of_small_ones(form, groups):
     block = trained("orepa", 4, 6, 7, 2, large_kernel=form, groups=groups)
-    series = kernel_node(block).branches
+    series = kernel_node(block)
     x = image(2, 4, 11, 12)
     y = functional.pad(x, [3, 3, 3, 3])
     for number, channels in enumerate((4, 6, 6)):
@@ -121,13 +121,13 @@ def test_a_large_kernel_is_a_series_of_small_ones(form, groups):
 def test_a_large_kernel_can_be_six_of_its_size():
     block = trained("orepa", 3, 4, 7, large_kernel="branches")
     x = image(1, 3, 9, 9)
-    kernel = six(kernel_node(block).branches.sum, 3, 1, 7)
+    kernel = six(kernel_node(block).sum, 3, 1, 7)
     check_forms(block, x, functional.conv2d(x, kernel, None, 1, 3))
 
 
 @pytest.mark.parametrize("ndim", [1, 3])
 def test_filters_are_shared_out_among_the_axes(ndim):
-    tree = kernel_node(create_block("orepa", 6, 6, 3, ndim=ndim).double()).branches.sum
+    tree = kernel_node(create_block("orepa", 6, 6, 3, ndim=ndim).double()).sum
     weight = tree["prior"].step1.weight(torch.ones((), dtype=torch.float64)).squeeze(1)
     share = 6 // ndim
     for channel in range(6):
@@ -139,7 +139,7 @@ def test_filters_are_shared_out_among_the_axes(ndim):
 
 def test_it_starts_as_published():
     torch.manual_seed(0)
-    tree = kernel_node(create_block("orepa", 32, 32, 3)).branches.sum
+    tree = kernel_node(create_block("orepa", 32, 32, 3)).sum
     for name, start in STARTS.items():
         assert tree[name].scale.weight.tolist() == [start] * 32
     fans = {
@@ -160,11 +160,11 @@ def test_it_starts_as_published():
 
 
 def test_other_starts():
-    tree = kernel_node(create_block("orepa", 32, 32, 3, single_init=True)).branches.sum
+    tree = kernel_node(create_block("orepa", 32, 32, 3, single_init=True)).sum
     starts = {name: branch.scale.weight[0].item() for name, branch in tree.items()}
     assert starts == {name: float(name == "origin") for name in STARTS}
     options = {"weight_scale": 4.0, "vector_scale": 9.0}
-    tree = kernel_node(create_block("orepa", 32, 32, 3, **options)).branches.sum
+    tree = kernel_node(create_block("orepa", 32, 32, 3, **options)).sum
     assert tree["pointwise"].scale.weight[0] == 3
     assert 0.95 * 4 < tree["pointwise"].step0.conv.weight.max() / (6 / 32) ** 0.5 <= 4
     assert 0.95 * 2 < tree["depthwise"].step0.conv.weight.max() / (6 / 9) ** 0.5 <= 2
@@ -172,7 +172,7 @@ def test_other_starts():
 
 @pytest.mark.parametrize("channels", [(16, 32), (32, 16)])
 def test_a_pointwise_kernel_starts_with_an_identity(channels):
-    tree = kernel_node(create_block("orepa", *channels, 1)).branches.sum
+    tree = kernel_node(create_block("orepa", *channels, 1)).sum
     branch = tree["pointwise_pointwise"]
     square = branch.step0 if channels[0] < channels[1] else branch.step1
     assert torch.equal(square.conv.weight.flatten(1), torch.eye(16))

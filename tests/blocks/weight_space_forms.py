@@ -5,7 +5,7 @@ from torch import nn
 from truth import calibrate, relative_error
 
 from repblocks.blocks import create_block
-from repblocks.branches import WeightSpace
+from repblocks.execution import execute
 
 EXACT = 1e-10
 
@@ -25,21 +25,19 @@ def trained(name, *arguments, **options):
 
 
 def kernel_node(block):
-    """Return the node of a block that trains as one kernel."""
-    (found,) = (module for module in block.modules() if isinstance(module, WeightSpace))
-    return found
+    """Return the part of a block that trains as one kernel."""
+    return getattr(block.branches, "kernel", block.branches)
 
 
 def check_forms(block, x, expected):
     """Compare all forms of what a block computes before its norm with what is expected.
 
-    They are: branch by branch, in training as one kernel, the kernel as a value; and with the norm,
-    the training form and the deployed one.
+    They are: branch by branch, in training as one kernel; and with the norm, the training form and
+    the deployed one.
     """
     node = kernel_node(block)
     with torch.no_grad():
-        branchwise, merged = node.eval()(x), node.train()(x)
-        for found in (branchwise, merged, node.kernel()(x)):
+        for found in (node(x), execute(node.train(), x, "weight_space")):
             assert relative_error(found, expected) < EXACT
         truth = calibrate(block, x)(x)
         block.switch_to_deploy()
@@ -51,15 +49,15 @@ def check_gradients(block, x):
     """Compare the gradients in training, as one convolution, with those branch by branch."""
     node, called = kernel_node(block), []
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
-    merged = _gradients(node.train(), x)
+    merged = _gradients(node.train(), x, "weight_space")
     hook.remove()
-    assert called == [node]
-    branchwise = _gradients(node.eval(), x)
+    assert not called
+    branchwise = _gradients(node, x, "branchwise")
     torch.testing.assert_close(merged, branchwise, rtol=EXACT, atol=EXACT)
 
 
-def _gradients(module, x):
+def _gradients(module, x, execution):
     module.zero_grad()
     x = x.clone().requires_grad_()
-    module(x).square().mean().backward()
+    execute(module, x, execution).square().mean().backward()
     return {"input": x.grad} | {name: p.grad.clone() for name, p in module.named_parameters()}

@@ -74,3 +74,19 @@ def test_few_pointwise_branches(monkeypatch, branches, layout, expected):
         name, options = "mobileone", {"num_conv_branches": branches}
     shape = (16, 32, 64, 64)
     assert is_merged(monkeypatch, name, 32, 1, shape, layout, **options) is expected
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "expected"),
+    [(32, 1, 8, True), (32, 1, 6, False), (32, 32, 6, True)],
+)
+def test_kernels_are_composed_where_positions_are_many(
+    monkeypatch, channels, groups, size, expected
+):
+    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x: x + 1)
+    block = block_of("repvgg", channels, channels, 3, groups=groups, post_norm=True).float()
+    x = torch.zeros(1, channels, size, size)
+    is_composed = torch.equal(
+        dispatch.execute(block.branches, x, "auto"), block.branches.norm(x + 1)
+    )
+    assert is_composed is expected

@@ -59,7 +59,7 @@ def test_the_other_branches_are_small_beside_the_whole():
     kernel = kernel_of(3, 1)
     block = create_block("ecb", 4, 4, 3).double()
     set_to_kernel_(block, kernel)
-    tree = block.branches.kernel.branches
+    tree = block.branches.kernel
     x = torch.randn(2, 4, 9, 8, dtype=torch.float64)
     with torch.no_grad():
         whole = kernel(x).std()
