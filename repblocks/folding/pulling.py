@@ -6,23 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import MOVED, Flow, Step
 from repblocks.folding.moves import channels_after
-from repblocks.folding.operation import Kind, Located, Operation, bind, numel
+from repblocks.folding.operation import Kind, Located, Operation, numel
 from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.region import Region
-
-_ADAPTIVE = {
-    *(nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward, nn.AdaptiveAvgPool3d.forward),
-    *(functional.adaptive_avg_pool1d, torch.adaptive_avg_pool1d),
-    *(functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +162,9 @@ def sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
     Raises:
         NotFoldable: if it does not treat each channel for itself and all positions alike.
     """
-    if _averages(passed):
-        return 1.0
     operation = region.operations.get(passed)
+    if operation is not None and operation.join == "average":
+        return 1.0
     if operation is None or operation.kind is not Kind.OTHER or operation.operands != (read,):
         raise NotFoldable("It does not pass a nonlinearity, nor what mixes channels.")
     channels = _channels(read)
@@ -210,19 +203,3 @@ def _channels(step: Step) -> int:
     if step.shape is None or len(step.shape) < 2:
         raise NotFoldable("Its shape is not known.")
     return step.shape[1]
-
-
-def _averages(step: Step) -> bool:
-    """Tell whether a step averages positions, in windows that depend on their number."""
-    function = type(step.module).forward if step.module is not None else step.target
-    if function in _ADAPTIVE:
-        return True
-    if function not in (torch.mean, "mean"):
-        return False
-    given = bind(step, "input", "dim", keepdim=False, dtype=None)
-    operand, axes = given["input"], given["dim"]
-    if not isinstance(operand, Step) or operand.shape is None or given["dtype"] is not None:
-        return False
-    ndim = len(operand.shape)
-    axes = [axes] if isinstance(axes, int) else axes
-    return isinstance(axes, list | tuple) and all(axis % ndim >= 2 for axis in axes)
