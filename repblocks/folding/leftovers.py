@@ -17,6 +17,11 @@ from repblocks.folding.transposed import is_transposed
 #: The first of these that holds on either side of a BatchNorm is its reason.
 _ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.NONLINEARITY, Reason.COST)
 
+_UNSEEN = {
+    Reason.OPAQUE: "It was not traced.",
+    Reason.UNUSED: "No code that the example runs calls it.",
+}
+
 
 def leftovers(
     model: nn.Module, analysed: Sequence[tuple[Flow, Sites, Set[Step]]]
@@ -27,9 +32,9 @@ def leftovers(
         model: The model before the fold.
         analysed: Its flows with the places in them, and the steps that were folded.
     """
-    seen: set[str] = set()
+    seen: set[int] = set()
     for flow, sites, folded in analysed:
-        seen.update(step.path for step in flow.steps if step.module is not None)
+        seen.update(id(step.module) for step in flow.steps)
         for step in flow.steps:
             operation = sites.region.operations.get(step)
             if operation is None:
@@ -37,10 +42,21 @@ def leftovers(
             elif operation.kind is Kind.NORM and step not in folded:
                 yield _Norm(step, sites).left()
     gone = [step.path for _, _, folded in analysed for step in folded if step.is_opaque]
+    unseen = _not_looked_into([flow for flow, _, _ in analysed])
     for path, module in model.named_modules():
-        is_gone = path in seen or any(is_below(path, outer) for outer in gone)
+        is_gone = id(module) in seen or any(is_below(path, outer) for outer in gone)
         if is_batch_norm(module) and not is_gone:
-            yield LeftAlone(path, type(module).__name__, Reason.OPAQUE, "It was not traced.")
+            is_hidden = any(is_below(path, outer) for outer in unseen)
+            reason = Reason.OPAQUE if is_hidden else Reason.UNUSED
+            yield LeftAlone(path, type(module).__name__, reason, _UNSEEN[reason])
+
+
+def _not_looked_into(flows: Sequence[Flow]) -> set[str]:
+    """Return the modules of which it is not known what they call; the model itself is ""."""
+    known = {flow.path for flow in flows}
+    opaque = {step.path for flow in flows for step in flow.steps if step.is_opaque}
+    apart = {step.path for flow in flows for step in flow.steps if step.is_apart}
+    return (opaque - (apart & known)) | ({""} - known)
 
 
 def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
