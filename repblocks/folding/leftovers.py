@@ -9,6 +9,7 @@ from torch import nn
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import INPUT, Flow, Step, has_hooks, is_below
 from repblocks.folding.fold_report import LeftAlone, Reason
+from repblocks.folding.moves import is_view
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites
@@ -91,7 +92,7 @@ class _Norm:
         for operand in self._region.operations[step].operands:
             operation = self._region.operations.get(operand)
             if operation is None and not is_transposed(operand):
-                yield from _obstacle(operand)
+                yield from _obstacle(operand, self._region)
             elif operand in self._region.required or len(set(self._region.readers[operand])) > 1:
                 yield Reason.OTHER_READER, ""
             elif operation is None or operation.kind is Kind.WEIGHT:
@@ -107,7 +108,7 @@ class _Norm:
         for reader in readers:
             operation = self._region.operations.get(reader)
             if operation is None:
-                yield from _obstacle(reader)
+                yield from _obstacle(reader, self._region)
             elif len(readers) > 1 or len(operation.operands) > 1:
                 continue
             elif any(" pads axis " in why for why in self._region.reasons.get(reader, [])):
@@ -130,7 +131,7 @@ class _Norm:
             yield Reason.COST, "; ".join(region.reasons.get(second, []))
 
 
-def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
+def _obstacle(step: Step, region: Region) -> Iterable[tuple[Reason, str]]:
     """Return what a step is that is not affine, or not known to be."""
     if step.target == INPUT:
         return []
@@ -138,5 +139,7 @@ def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
         return [(Reason.OTHER_READER, f"{step.path} is called several times.")]
     if step.is_opaque:
         return [(Reason.OPAQUE, "")]
+    if is_view(step):
+        return [(Reason.OPAQUE, "; ".join(region.reasons.get(step, [])))]
     # Between the positions that a transposed convolution reads, and around them, are zeros.
     return [(Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY, "")]

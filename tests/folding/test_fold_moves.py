@@ -185,3 +185,71 @@ def test_a_norm_does_not_pass_windows_whose_weights_do_not_sum_to_one(average):
     layers = {"conv": nn.Conv2d(4, 5, 1), "layer": nn.Conv2d(4, 5, 1)}
     model = Code(code, norm=nn.BatchNorm2d(4), average=average, **layers)
     assert count(folded_exactly(model, 3, 4, 7, 6), nn.BatchNorm2d) == 1
+
+
+SIZE_DEPENDENT = {
+    "squeeze": (lambda m, x: m.linear(m.norm(x).squeeze()), (3, 4, 1, 1), (3, 4, 4, 4)),
+    "squeeze of an axis": (
+        lambda m, x: m.linear(m.norm(x).squeeze(-1).squeeze(-1)),
+        (3, 4, 1, 1),
+        (2, 4, 5, 4),
+    ),
+    "transposed and back": (
+        lambda m, x: m.conv(m.norm(x).transpose(1, 2).reshape(x.shape)),
+        (3, 4, 1, 1),
+        (3, 4, 5, 4),
+    ),
+    "several positions in a row": (
+        lambda m, x: m.row(m.norm(x).permute(0, 2, 3, 1).reshape(x.shape[0], 24, -1)),
+        (3, 4, 2, 3),
+        (3, 4, 4, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZE_DEPENDENT)
+def test_what_holds_at_the_size_of_the_example_alone_is_not_folded_in(name):
+    code, shape, other = SIZE_DEPENDENT[name]
+    layers = {"linear": nn.Linear(4, 4), "conv": nn.Conv2d(4, 5, 1), "row": nn.Conv1d(24, 5, 1)}
+    model = Code(code, norm=nn.BatchNorm2d(4), **layers)
+    result = folded_exactly(model, *shape)
+    x = torch.randn(*other, dtype=torch.float64)
+    assert relative_error(result(x), model(x)) < EXACT
+    assert count(result, nn.BatchNorm2d) == 1
+
+
+def test_a_squeeze_that_depends_on_the_size_is_named_as_the_reason():
+    model = Code(
+        lambda m, x: m.linear(m.norm(x.relu()).squeeze()),
+        norm=nn.BatchNorm2d(4),
+        linear=nn.Linear(4, 4),
+    )
+    (left,) = folded_exactly(model, 3, 4, 1, 1).fold_report.left
+    assert left.reason == "opaque"
+    assert left.detail == "A squeeze that does something else at another size of the input."
+
+
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        lambda y: nn.functional.adaptive_avg_pool2d(y, 1).squeeze(-1).squeeze(-1),
+        lambda y: nn.functional.adaptive_avg_pool2d(y, (1, 1)).relu().squeeze(),
+        lambda y: y.mean((2, 3), keepdim=True).squeeze(),
+        lambda y: y.mean(2, keepdim=True).mean(3).squeeze(2),
+        lambda y: y.mean((2, 3)).unsqueeze(2).squeeze(2),
+    ],
+)
+def test_a_squeeze_of_what_is_one_at_every_size_is_passed(pooled):
+    model = Code(
+        lambda m, x: m.second(m.first(pooled(x))),
+        first=nn.Linear(4, 3),
+        second=nn.Linear(3, 4),
+    )
+    shape = (3, 4, 5, 6)
+    norm = Code(
+        lambda m, x: m.linear(m.norm(pooled(x.relu()).unsqueeze(2)).squeeze(2)),
+        norm=nn.BatchNorm1d(4),
+        linear=nn.Linear(4, 5),
+    )
+    assert count(folded_exactly(norm, *shape), nn.BatchNorm1d) == 0
+    folded_exactly(model, *shape)
