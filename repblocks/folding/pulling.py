@@ -13,7 +13,7 @@ from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import MOVED, Flow, Step
 from repblocks.folding.moves import channels_after
-from repblocks.folding.operation import Kind, Located, Operation, numel
+from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.region import Region
 
@@ -54,8 +54,7 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
     _check_followed(passed, region)
     arithmetic = scale_and_shift(of_step, of_step.operands[0])
     factor, shift = _passed_on(passed, read, region, *arithmetic)
-    macs = numel(passed.shape)
-    return _insert(flow, region, step, passed, channelwise(factor, shift), macs)
+    return _insert(flow, region, step, passed, channelwise(factor, shift))
 
 
 def spread(flow: Flow, region: Region, step: Step) -> Push:
@@ -82,12 +81,10 @@ def spread(flow: Flow, region: Region, step: Step) -> Push:
     channels = _channels(whole)
     factor, shift = torch.ones(channels).double(), torch.zeros(channels).double()
     factor[chosen], shift[chosen] = arithmetic
-    return _insert(flow, region, step, whole, channelwise(factor, shift), of_step.macs)
+    return _insert(flow, region, step, whole, channelwise(factor, shift))
 
 
-def _insert(
-    flow: Flow, region: Region, step: Step, passed: Step, own: AffineMap, macs: int
-) -> Push:
+def _insert(flow: Flow, region: Region, step: Step, passed: Step, own: AffineMap) -> Push:
     """Make a step the identity, and a map of its own of what all readers of another one read."""
     of_step = region.operations[step]
     following = list(dict.fromkeys(region.readers[passed]))
@@ -100,7 +97,7 @@ def _insert(
             old, operands=operands, apply=reading(old, part, passed)
         )
     region.operations[step] = identity(of_step.operands[0])
-    region.operations[part] = unary(passed, Kind.NORM, own, 1, macs)
+    region.operations[part] = unary(passed, Kind.NORM, own, 1, of_step.macs)
     region.operations = {s: region.operations[s] for s in flow.steps if s in region.operations}
     return Push(step, of_step.operands[0], (part,), before)
 

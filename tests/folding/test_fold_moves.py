@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from truth import calibrate, relative_error
 
-from repblocks.folding.fold import fold
+from repblocks.folding.fold import fold, multiply_adds
 
 EXACT = 1e-12
 
@@ -120,7 +120,12 @@ def test_a_norm_passes_averages_beside_a_layer(name):
         return beside(m.conv(y), m.head(AVERAGES[name](y)))
 
     modules = {"norm": nn.BatchNorm2d(4), "conv": nn.Conv2d(4, 5, 3), "head": nn.Linear(4, 2)}
-    result = folded_exactly(Code(code, **modules), 3, 4, 6, 5)
+    model = Code(code, **modules).eval()
+    result = folded_exactly(model, 3, 4, 6, 5)
+    x = torch.zeros(3, 4, 6, 5, dtype=torch.float64)
+    report = result.fold_report
+    assert report.macs_before == multiply_adds(model, x) == 4 * 30 + 5 * 12 * 36 + 2 * 4
+    assert report.macs_after == multiply_adds(result, x) == 5 * 12 * 36 + 2 * 4
     assert count(result, nn.BatchNorm2d) == 0
     assert result.fold_report.left == ()
 
