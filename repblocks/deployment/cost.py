@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.flop_counter import FlopCounterMode
+
+from repblocks.folding.fold import multiply_adds
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Cost:
 
     Args:
         parameters: Number of learned values.
-        macs: Multiply-adds of convolutions and matrix products for one image.
+        macs: Multiply-adds for one image, as the report of a fold counts them.
         convolutions: Number of convolution modules.
     """
 
@@ -28,18 +29,17 @@ class Cost:
     convolutions: int
 
 
-def count_cost(model: nn.Module, image: Tensor) -> Cost:
+def count_cost(model: nn.Module, image: Tensor, macs: int | None = None) -> Cost:
     """Count what a network costs for one image.
 
     Args:
         model: In evaluation mode.
         image: ``(1, C, H, W)``.
+        macs: Its multiply-adds, if a report says already what they are.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=multiply_adds(model, image) if macs is None else macs,
         convolutions=sum(isinstance(m, _ConvNd) for m in model.modules()),
     )
 

@@ -81,10 +81,11 @@ def deploy(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
         forms = _write_formats(chosen, before, after, example_input, folder)
+        macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
-            training_form=count_cost(before, example_input[:1]),
-            deployed_form=count_cost(after, example_input[:1]),
+            training_form=count_cost(before, example_input[:1], macs[0]),
+            deployed_form=count_cost(after, example_input[:1], macs[1]),
             blocks=tuple(blocks),
             verification=verification,
             forms=forms,

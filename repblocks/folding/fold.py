@@ -107,6 +107,13 @@ def explain(
     return report
 
 
+def multiply_adds(model: nn.Module, example_input: Any) -> int:
+    """Return what :class:`FoldReport` says of a model, without a fold."""
+    _, flows = _programs(model, example_input)
+    operations = [pair for flow in flows for pair in Region.of(flow).operations.items()]
+    return sum(o.macs for step, o in operations if not step.is_opaque) // _batch(example_input)
+
+
 @dataclass(frozen=True, eq=False)
 class _Placing:
     """One flow with its plan."""

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     STATISTICS = "training mode or no statistics"
     OPAQUE = "opaque"
     COST = "it would cost more"
+    UNUSED = "never called"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import INPUT, Flow, Step, has_hooks, is_below
 from repblocks.folding.fold_report import LeftAlone, Reason
+from repblocks.folding.moves import is_view
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites
@@ -16,6 +17,11 @@ from repblocks.folding.transposed import is_transposed
 
 #: The first of these that holds on either side of a BatchNorm is its reason.
 _ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.NONLINEARITY, Reason.COST)
+
+_UNSEEN = {
+    Reason.OPAQUE: "It was not traced.",
+    Reason.UNUSED: "No code that the example runs calls it.",
+}
 
 
 def leftovers(
@@ -27,9 +33,9 @@ def leftovers(
         model: The model before the fold.
         analysed: Its flows with the places in them, and the steps that were folded.
     """
-    seen: set[str] = set()
+    seen: set[int] = set()
     for flow, sites, folded in analysed:
-        seen.update(step.path for step in flow.steps if step.module is not None)
+        seen.update(id(step.module) for step in flow.steps)
         for step in flow.steps:
             operation = sites.region.operations.get(step)
             if operation is None:
@@ -37,10 +43,21 @@ def leftovers(
             elif operation.kind is Kind.NORM and step not in folded:
                 yield _Norm(step, sites).left()
     gone = [step.path for _, _, folded in analysed for step in folded if step.is_opaque]
+    unseen = _not_looked_into([flow for flow, _, _ in analysed])
     for path, module in model.named_modules():
-        is_gone = path in seen or any(is_below(path, outer) for outer in gone)
+        is_gone = id(module) in seen or any(is_below(path, outer) for outer in gone)
         if is_batch_norm(module) and not is_gone:
-            yield LeftAlone(path, type(module).__name__, Reason.OPAQUE, "It was not traced.")
+            is_hidden = any(is_below(path, outer) for outer in unseen)
+            reason = Reason.OPAQUE if is_hidden else Reason.UNUSED
+            yield LeftAlone(path, type(module).__name__, reason, _UNSEEN[reason])
+
+
+def _not_looked_into(flows: Sequence[Flow]) -> set[str]:
+    """Return the modules of which it is not known what they call; the model itself is ""."""
+    known = {flow.path for flow in flows}
+    opaque = {step.path for flow in flows for step in flow.steps if step.is_opaque}
+    apart = {step.path for flow in flows for step in flow.steps if step.is_apart}
+    return (opaque - (apart & known)) | ({""} - known)
 
 
 def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
@@ -75,7 +92,7 @@ class _Norm:
         for operand in self._region.operations[step].operands:
             operation = self._region.operations.get(operand)
             if operation is None and not is_transposed(operand):
-                yield from _obstacle(operand)
+                yield from _obstacle(operand, self._region)
             elif operand in self._region.required or len(set(self._region.readers[operand])) > 1:
                 yield Reason.OTHER_READER, ""
             elif operation is None or operation.kind is Kind.WEIGHT:
@@ -91,7 +108,7 @@ class _Norm:
         for reader in readers:
             operation = self._region.operations.get(reader)
             if operation is None:
-                yield from _obstacle(reader)
+                yield from _obstacle(reader, self._region)
             elif len(readers) > 1 or len(operation.operands) > 1:
                 continue
             elif any(" pads axis " in why for why in self._region.reasons.get(reader, [])):
@@ -114,7 +131,7 @@ class _Norm:
             yield Reason.COST, "; ".join(region.reasons.get(second, []))
 
 
-def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
+def _obstacle(step: Step, region: Region) -> Iterable[tuple[Reason, str]]:
     """Return what a step is that is not affine, or not known to be."""
     if step.target == INPUT:
         return []
@@ -122,5 +139,7 @@ def _obstacle(step: Step) -> Iterable[tuple[Reason, str]]:
         return [(Reason.OTHER_READER, f"{step.path} is called several times.")]
     if step.is_opaque:
         return [(Reason.OPAQUE, "")]
+    if is_view(step):
+        return [(Reason.OPAQUE, "; ".join(region.reasons.get(step, [])))]
     # Between the positions that a transposed convolution reads, and around them, are zeros.
     return [(Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY, "")]

@@ -21,6 +21,7 @@ from repblocks.folding.arithmetic import sum_of_activations
 from repblocks.folding.flow import Step, call, steps_in
 from repblocks.folding.operation import Kind, Located, Operation, bind
 from repblocks.folding.operations import identity, operation
+from repblocks.folding.resizing import larger, redo_larger
 
 VIEWS: tuple[str, ...] = (
     "view",
@@ -34,6 +35,7 @@ VIEWS: tuple[str, ...] = (
 )
 VIEWS += ("contiguous", "reshape_as", "view_as", "swapaxes", "movedim")
 _VIEWS: set[Any] = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in dir(torch))}
+_SQUEEZES = {"squeeze", torch.squeeze}
 _SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
 _SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
 _STACKS = {torch.stack}
@@ -54,6 +56,8 @@ def _view(step: Step) -> Operation:
     if not isinstance(operand, Step) or operand.shape is None or step.shape is None:
         raise NotFoldable("A view of an unknown shape.")
     moves = {old: _moved(step, operand.shape, old) for old in (1, len(operand.shape) - 1)}
+    if step.target in _SQUEEZES and not any(moves.values()):
+        raise NotFoldable("A squeeze that does something else at another size of the input.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
         value = values[operand]
@@ -65,6 +69,11 @@ def _view(step: Step) -> Operation:
         return Located(value.map, axis, is_viewed=True)
 
     return Operation((operand,), apply, Kind.MOVE)
+
+
+def is_view(step: Step) -> bool:
+    """Tell whether a step is a view."""
+    return step.module is None and step.target in _VIEWS
 
 
 def _chain_of_views(step: Step) -> list[Step]:
@@ -83,8 +92,23 @@ def _moved(step: Step, shape: Sequence[int], old: int) -> int | None:
     for axis in (1, result.ndim - 1):
         fits = 0 < axis < result.ndim and result.shape[axis] == shape[old]
         if fits and torch.equal(result, _along(numbers, result.shape, axis)):
-            return axis
+            known = (old, len(numbers), numbers, result.ndim, axis)
+            return axis if _is_so_at_another_size(step, *known) else None
     return None
+
+
+def _is_so_at_another_size(
+    step: Step, old: int, channels: int, order: Tensor, ndim: int, axis: int
+) -> bool:
+    """Tell whether a view puts the channels of axis ``old`` so on an axis for a larger input too.
+
+    What gives another number of them there cannot be read by the layers that follow.
+    """
+    sizes = larger(step.args[0], (0, old))
+    found = redo_larger(step, _along(torch.arange(channels), sizes, old), step.args[0], sizes)
+    if found is None or found.ndim != ndim:
+        return found is None
+    return found.shape[axis] != len(order) or torch.equal(found, _along(order, found.shape, axis))
 
 
 def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
@@ -99,6 +123,8 @@ def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
     stays = torch.arange(number).view(*shape[:1], 1, *shape[2:]).expand(shape)
     if not torch.equal(places, stays) or not torch.equal(channels, _along(order, shape, 1)):
         raise NotFoldable("A view that takes the channels apart.")
+    if not _shuffles_at_another_size(start, chain, order):
+        raise NotFoldable("A view that does something else at another size of the input.")
 
     def apply(values: Mapping[Step, Located]) -> Located:
         value = values[start]
@@ -107,6 +133,23 @@ def _shuffle(start: Step, chain: Sequence[Step]) -> Operation:
         return value.having(value.map.reordered(order))
 
     return Operation((start,), apply, Kind.OTHER, through=tuple(chain[:-1]))
+
+
+def _shuffles_at_another_size(start: Step, chain: Sequence[Step], order: Tensor) -> bool:
+    """Tell whether views reorder channels, and nothing else, where the input is larger too."""
+    shape = larger(start)
+    number = int(torch.Size((*shape[:1], *shape[2:])).numel())
+    places = torch.arange(number).view(*shape[:1], 1, *shape[2:]).expand(shape)
+    for values, expected in (
+        (places, places),
+        (_along(torch.arange(shape[1]), shape, 1), _along(order, shape, 1)),
+    ):
+        found: Tensor | None = values
+        for step in chain:
+            found = None if found is None else redo_larger(step, found, start, shape)
+        if found is not None and not torch.equal(found, expected):
+            return False
+    return True
 
 
 def channels_after(view: Step, shape: Sequence[int]) -> Tensor:
@@ -119,6 +162,8 @@ def channels_after(view: Step, shape: Sequence[int]) -> Tensor:
     order = result.movedim(1, 0).flatten(1)[:, 0] if result.ndim > 1 else result
     if result.ndim < 2 or not torch.equal(result, _along(order, result.shape, 1)):
         raise NotFoldable("A view that puts several channels together.")
+    if not _is_so_at_another_size(view, 1, shape[1], order, result.ndim, 1):
+        raise NotFoldable("A view that does something else at another size of the input.")
     return order
 
 

@@ -71,7 +71,8 @@ class Operation:
             around it is folded.
         macs: Multiply-adds of the step on the example, as the report counts them.
         through: Steps between the operands and this one that are looked through.
-        join: "concat" or "sum" if that is all it does to its operands, each used once.
+        join: "concat" or "sum" if that is all it does to its operands, each used once; "average"
+            if it averages positions of its operand, in windows that depend on their number.
     """
 
     operands: tuple[Step, ...]

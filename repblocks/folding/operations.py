@@ -87,16 +87,27 @@ def _module(step: Step, module: nn.Module) -> Operation:
             raise NotFoldable("The channels lie on another axis.")
         return _on_batch(operand, value.having(apply_rule(module, value.map, like())))
 
-    kind, macs = Kind.OTHER, 0
+    return Operation((operand,), apply, *_kind_and_macs(step, module))
+
+
+def _kind_and_macs(step: Step, module: nn.Module) -> tuple[Kind, int]:
+    """Say what a module is to the planner.
+
+    Raises:
+        NotFoldable: if no input makes it a map.
+    """
     if isinstance(module, Conv | nn.Linear):
         size = numel(step.shape) or module.weight.shape[0]
-        kind, macs = Kind.WEIGHT, size * module.weight[0].numel()
-    elif is_batch_norm(module):
+        return Kind.WEIGHT, size * module.weight[0].numel()
+    if is_batch_norm(module):
         apply_rule(module, AffineMap.identity(module.num_features))  # raises without statistics
-        kind, macs = Kind.NORM, numel(step.shape) or module.num_features
-    elif isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
-        kind = Kind.MOVE
-    return Operation((operand,), apply, kind, macs)
+        return Kind.NORM, numel(step.shape) or module.num_features
+    if isinstance(module, nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d):
+        apply_rule(module, AffineMap.identity(1))  # raises where windows differ
+    is_nothing = isinstance(
+        module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
+    )
+    return (Kind.MOVE if is_nothing else Kind.OTHER), 0
 
 
 def _channel_axis(module: nn.Module, operand: Step) -> int | None:

@@ -6,23 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.axis import Axis
 from repblocks.errors import NotFoldable
 from repblocks.folding.flow import MOVED, Flow, Step
 from repblocks.folding.moves import channels_after
-from repblocks.folding.operation import Kind, Located, Operation, bind, numel
+from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.region import Region
-
-_ADAPTIVE = {
-    *(nn.AdaptiveAvgPool1d.forward, nn.AdaptiveAvgPool2d.forward, nn.AdaptiveAvgPool3d.forward),
-    *(functional.adaptive_avg_pool1d, torch.adaptive_avg_pool1d),
-    *(functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +54,7 @@ def pull(flow: Flow, region: Region, step: Step) -> Push:
     _check_followed(passed, region)
     arithmetic = scale_and_shift(of_step, of_step.operands[0])
     factor, shift = _passed_on(passed, read, region, *arithmetic)
-    macs = numel(passed.shape)
-    return _insert(flow, region, step, passed, channelwise(factor, shift), macs)
+    return _insert(flow, region, step, passed, channelwise(factor, shift))
 
 
 def spread(flow: Flow, region: Region, step: Step) -> Push:
@@ -89,12 +81,10 @@ def spread(flow: Flow, region: Region, step: Step) -> Push:
     channels = _channels(whole)
     factor, shift = torch.ones(channels).double(), torch.zeros(channels).double()
     factor[chosen], shift[chosen] = arithmetic
-    return _insert(flow, region, step, whole, channelwise(factor, shift), of_step.macs)
+    return _insert(flow, region, step, whole, channelwise(factor, shift))
 
 
-def _insert(
-    flow: Flow, region: Region, step: Step, passed: Step, own: AffineMap, macs: int
-) -> Push:
+def _insert(flow: Flow, region: Region, step: Step, passed: Step, own: AffineMap) -> Push:
     """Make a step the identity, and a map of its own of what all readers of another one read."""
     of_step = region.operations[step]
     following = list(dict.fromkeys(region.readers[passed]))
@@ -107,7 +97,7 @@ def _insert(
             old, operands=operands, apply=reading(old, part, passed)
         )
     region.operations[step] = identity(of_step.operands[0])
-    region.operations[part] = unary(passed, Kind.NORM, own, 1, macs)
+    region.operations[part] = unary(passed, Kind.NORM, own, 1, of_step.macs)
     region.operations = {s: region.operations[s] for s in flow.steps if s in region.operations}
     return Push(step, of_step.operands[0], (part,), before)
 
@@ -169,9 +159,9 @@ def sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
     Raises:
         NotFoldable: if it does not treat each channel for itself and all positions alike.
     """
-    if _averages(passed):
-        return 1.0
     operation = region.operations.get(passed)
+    if operation is not None and operation.join == "average":
+        return 1.0
     if operation is None or operation.kind is not Kind.OTHER or operation.operands != (read,):
         raise NotFoldable("It does not pass a nonlinearity, nor what mixes channels.")
     channels = _channels(read)
@@ -210,19 +200,3 @@ def _channels(step: Step) -> int:
     if step.shape is None or len(step.shape) < 2:
         raise NotFoldable("Its shape is not known.")
     return step.shape[1]
-
-
-def _averages(step: Step) -> bool:
-    """Tell whether a step averages positions, in windows that depend on their number."""
-    function = type(step.module).forward if step.module is not None else step.target
-    if function in _ADAPTIVE:
-        return True
-    if function not in (torch.mean, "mean"):
-        return False
-    given = bind(step, "input", "dim", keepdim=False, dtype=None)
-    operand, axes = given["input"], given["dim"]
-    if not isinstance(operand, Step) or operand.shape is None or given["dtype"] is not None:
-        return False
-    ndim = len(operand.shape)
-    axes = [axes] if isinstance(axes, int) else axes
-    return isinstance(axes, list | tuple) and all(axis % ndim >= 2 for axis in axes)

@@ -115,7 +115,7 @@ def _push(flow: Flow, region: Region, step: Step) -> Push:
         chosen = slice(start, stop) if of_join.join == "concat" else slice(None)
         is_first = of_join.join == "concat" or not parts
         moved = shift[chosen] if is_first else torch.zeros_like(shift)
-        macs = numel(branch.shape) if is_first else 0
+        macs = min(numel(branch.shape), of_step.macs) if is_first else 0
         part = moved_step(flow, flow.steps.index(join), branch, branch.path)
         region.operations[part] = unary(
             branch, Kind.NORM, channelwise(factor[chosen], moved), 1, macs

@@ -13,6 +13,7 @@ from torch import nn
 from repblocks.algebra.affine import AffineMap
 from repblocks.errors import NotFoldable
 from repblocks.folding import arithmetic, moves, products  # noqa: F401 # fill the table of operations
+from repblocks.folding.averages import average
 from repblocks.folding.flow import INPUT, Flow, Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import describe
@@ -85,7 +86,7 @@ class Region:
         described: dict[Step, Operation] = {}
         for step in flow.steps:
             try:
-                described[step] = probe(step) if step.is_opaque else describe(step)
+                described[step] = probe(step) if step.is_opaque else _described(step)
             except Exception as error:  # noqa: BLE001 # a call that no rule foresaw is not affine
                 region.reasons[step] = [_reason(error)]
         region.describe(flow, described)
@@ -154,6 +155,16 @@ class Region:
         interior = frozenset({step}.union(*(part.interior for part in parts.values())))
         layers = sum(self.operations[s].kind is Kind.WEIGHT for s in interior)
         return Candidate(first.source, first.start, value, interior, layers)
+
+
+def _described(step: Step) -> Operation:
+    try:
+        return describe(step)
+    except NotFoldable:
+        found = average(step)
+        if found is None:
+            raise
+        return found
 
 
 def _reason(error: Exception) -> str:

@@ -28,8 +28,9 @@ def test_counts_groups_strides_and_linear_layers() -> None:
     ).eval()
     convolutions = 16 * (8 * 2 * 9) + 16 * (8 * 5)
     parameters = (8 * 2 * 9 + 8) + 16 + 8 * 5 + (128 * 3 + 3)
+    norm = 8 * 16
     found = count_cost(model, torch.zeros(1, 4, 8, 8))
-    assert found == Cost(parameters=parameters, macs=convolutions + 128 * 3, convolutions=2)
+    assert found == Cost(parameters=parameters, macs=convolutions + norm + 128 * 3, convolutions=2)
 
 
 def test_latency_orders_a_small_and_a_large_network() -> None:

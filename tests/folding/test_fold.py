@@ -458,3 +458,31 @@ def test_what_another_layer_reads_is_not_emptied():
     with torch.no_grad():
         for found, truth in zip(folded(x), model(x), strict=True):
             assert relative_error(found, truth) < 1e-12
+
+
+def test_a_norm_that_is_never_called_is_said_to_be_so():
+    class Spare(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+            self.spare = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self[1](self[0](x)).relu()
+
+    result = fold(Spare(), torch.randn(2, 4, 5, 5))
+    assert [(left.site, left.reason) for left in result.fold_report.left] == [
+        ("spare", Reason.UNUSED)
+    ]
+
+
+def test_of_a_norm_in_code_that_was_not_traced_nobody_knows_whether_it_is_called():
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(x).relu() if x.sum() < 1e9 else x
+
+    result = fold(nn.Sequential(nn.Conv2d(4, 4, 1), Hidden()), torch.randn(2, 4, 5, 5))
+    assert {left.reason for left in result.fold_report.left} == {Reason.OPAQUE}
