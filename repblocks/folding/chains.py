@@ -15,7 +15,8 @@ from repblocks.folding.flow import Step
 from repblocks.folding.operation import Kind
 from repblocks.folding.programs import flows_of
 from repblocks.folding.region import Region
-from repblocks.folding.sites import Sites, calls_and_readers
+from repblocks.folding.sites import Sites
+from repblocks.folding.users import Users
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
     twin = copy.deepcopy(model)
     twin.eval()
     flows = flows_of(twin, example_input)
-    calls, readers = calls_and_readers(twin, flows)
+    users = Users.of(twin, flows)
     found: list[ConvChain] = []
     for flow in flows:
         region = Region.of(flow)
-        sites = Sites(flow, region, calls, readers)
+        sites = Sites(flow, region, users)
         convs = [step for step in flow.steps if isinstance(step.module, Conv)]
         found += [_chain(step, region, sites) for step in convs if sites.empties(step)]
     return found
