@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from repblocks.folding.example import Call, run_example
 from repblocks.folding.faithful import is_faithful
 from repblocks.folding.flattening import flatten
-from repblocks.folding.flow import Flow, Step, enclosing
+from repblocks.folding.flow import Flow, Step, enclosing, steps_in
 from repblocks.folding.state import reading_only
 from repblocks.folding.tracing import Activation
 
@@ -90,10 +90,12 @@ def _seen(call: Call) -> Any:
     return map_aggregate((call.args, dict(call.kwargs)), stand_in)
 
 
-def _traced(call: Call) -> Flow:
-    flow = flatten(call.path, call.module, *_copies(call))
+def _traced(call: Call, examples: Mapping[int, Sequence[Any]] | None = None) -> Flow:
+    flow = flatten(call.path, call.module, *_copies(call), examples=examples)
     repeated = set(_repeated(flow))
-    return flatten(call.path, call.module, *_copies(call), apart=repeated) if repeated else flow
+    if not repeated:
+        return flow
+    return flatten(call.path, call.module, *_copies(call), apart=repeated, examples=examples)
 
 
 def _repeated(flow: Flow) -> Iterator[int]:
@@ -109,12 +111,26 @@ def _repeated(flow: Flow) -> Iterator[int]:
 def _run(flow: Flow, call: Call) -> tuple[Flow, list[Call]]:
     """Run the example; where the code does not do what its trace does, the module is opaque."""
     found, output = run_example(flow)
+    examples: dict[int, Sequence[Any]] = {}
+    while new := _examples(flow, examples):
+        examples.update(new)
+        flow = _traced(call, examples)
+        found, output = run_example(flow)
     if not is_faithful(flow, output, call.module, *_copies(call)):
         problem = "Its code does something else with tensors than with symbols."
         flow = flatten(call.path, call.module, *_copies(call), problem)
         found, _ = run_example(flow)
     flow.forget()
     return flow, found
+
+
+def _examples(flow: Flow, known: Mapping[int, Sequence[Any]]) -> dict[int, Sequence[Any]]:
+    """Return what the modules read whose code needs an example, and has none."""
+    needing = [step for step in flow.steps if step.needs_example and id(step.module) not in known]
+    return {
+        id(step.module): [read.value for read in steps_in((step.args, step.kwargs))]
+        for step in needing
+    }
 
 
 def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
