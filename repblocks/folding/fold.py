@@ -7,6 +7,7 @@ compute; the result is compared with a float64 run of the original.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.recording import evaluation_copy, view_of
 from repblocks.folding.region import Region
+from repblocks.folding.remaking import remade
 from repblocks.folding.rewriting import Placed, place, put, rewrite
 from repblocks.folding.sites import Emptied, Sites
 from repblocks.folding.state import WritesToWeightsError
@@ -146,6 +148,10 @@ class _Placing:
         """The opaque modules that are gone."""
         return [step.path for step in self.folded if step.is_opaque]
 
+    def with_all(self, more: Iterable[Placed]) -> _Placing:
+        """Return the same with more layers."""
+        return replace(self, placed=[*self.placed, *more])
+
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
         return set(one.parts) <= self.folded and self.sites.empties(one.step)
@@ -165,6 +171,8 @@ class _Analysis:
         regions = [Region.of(flow, layer_price) for flow in flows]
         planned = zip(flows, regions, strict=True)
         parts = _outermost([_plan_and_place(*part, users) for part in planned])
+        borrowed = memory_of_weights(model)
+        parts = [part.with_all(remade(part.sites, twin, part.folded, borrowed)) for part in parts]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
         folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
