@@ -180,7 +180,7 @@ class _Analysis:
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
-            tuple(leftovers(twin, [(part.flow, part.sites, part.done) for part in parts])),
+            tuple(dict.fromkeys(leftovers(twin, [(p.flow, p.sites, p.done) for p in parts]))),
             macs,
             macs - sum(one.macs_before - one.macs_after for one in folded),
             count,

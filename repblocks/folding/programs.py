@@ -39,17 +39,39 @@ def flows_of(model: nn.Module, example_input: Any, borrowed: Set[int] = frozense
         module, calls = next(iter(waiting.items()))
         del waiting[module]
         done.add(module)
-        flow = _flow(calls)
-        if flow is None:
-            continue
-        if example_input is not None:
-            with reading_only(borrowed):
-                flow, found = _run(flow, calls[0])
-            for call in found:
-                if id(call.module) not in done and any(call.module.children()):
-                    waiting.setdefault(id(call.module), []).append(call)
-        flows.append(flow)
+        with reading_only(borrowed if example_input is not None else frozenset()):
+            ran, found = _programs(calls, has_example=example_input is not None)
+        flows += ran
+        for call in found:
+            if id(call.module) not in done and any(call.module.children()):
+                waiting.setdefault(id(call.module), []).append(call)
     return flows
+
+
+def _programs(calls: Sequence[Call], *, has_example: bool) -> tuple[list[Flow], list[Call]]:
+    """Return the program of a module, and the calls in it of modules with programs of their own.
+
+    A module that does something else in each call has one for each of them, of a single step: what
+    it calls is folded by itself.
+    """
+    flow = _flow(calls)
+    if flow is not None:
+        if not has_example:
+            return [flow], []
+        flow, found = _run(flow, calls[0])
+        return [flow], found
+    flows: list[Flow] = []
+    found = []
+    for call in calls:
+        problem = "It is called in ways that differ."
+        flows.append(flatten(call.path, call.module, *_copies(call), problem))
+        inside = run_example(flows[-1])[0]
+        for leaf in (c.module for c in inside if not any(c.module.children())):
+            # It has no program that would count this call.
+            flows[-1].watch.readers.setdefault(id(leaf), set()).add(id(call.module))
+        flows[-1].forget()
+        found += inside
+    return flows, found
 
 
 def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:

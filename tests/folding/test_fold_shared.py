@@ -101,12 +101,29 @@ def test_a_tower_in_code_that_cannot_be_traced_is_folded_once():
     assert [left.site for left in result.fold_report.left] == [""]
 
 
-def test_calls_that_differ_keep_a_tower():
+def test_calls_that_differ_fold_what_a_tower_calls():
     model = Pair(Tower(), lambda m, x, y: m.tower(x) + m.tower(y, 0.5))
     result = folded_exactly(model, images(8, 8), images(9, 9))
-    assert norms(result) == 2
-    reasons = {left.site: left.reason for left in result.fold_report.left}
-    assert set(reasons) == {"tower.stem.1", "tower.norm"}
+    assert isinstance(result.tower.stem[1], nn.Identity)
+    reasons = {left.site: left.detail for left in result.fold_report.left}
+    assert reasons == {
+        "tower": "It is called in ways that differ.",
+        "tower.norm": "It was not traced.",
+    }
+
+
+def test_a_part_that_is_called_by_itself_in_some_calls():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = Tower().stem
+
+        def forward(self, x, whole):
+            return self.stem(x).mean() if whole else self.stem[0](x).mean()
+
+    model = Pair(Sometimes(), lambda m, x, y: m.tower(x, True) * m.tower(y, False))
+    result = folded_exactly(model, images(8, 8), images(9, 9))
+    assert norms(result) == 1
 
 
 def test_a_tower_of_two_names_is_folded_under_both():
