@@ -122,12 +122,14 @@ class Flow:
         steps: All steps in the order of the program, inputs first.
         output: What the root returns; activations are steps.
         watch: Which modules the code of others looks into.
+        called: Modules without any below them that opaque code in it calls, once for each call.
     """
 
     path: str
     steps: list[Step]
     output: Any
     watch: Watch
+    called: list[nn.Module] = field(default_factory=list)
 
     def forget(self) -> None:
         """Let the tensors of the example go; other values (sizes) stay in the steps."""

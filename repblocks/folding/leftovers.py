@@ -28,9 +28,9 @@ def leftovers(
         model: The model before the fold.
         analysed: Its flows with the places in them, and the steps that were folded.
     """
-    seen: set[str] = set()
+    seen: set[int] = set()
     for flow, sites, folded in analysed:
-        seen.update(step.path for step in flow.steps if step.module is not None)
+        seen.update(id(step.module) for step in flow.steps if step.module is not None)
         for step in flow.steps:
             operation = sites.region.operations.get(step)
             if operation is None:
@@ -39,7 +39,7 @@ def leftovers(
                 yield _Norm(step, sites).left()
     gone = [step.path for _, _, folded in analysed for step in folded if step.is_opaque]
     for path, module in model.named_modules():
-        is_gone = path in seen or any(is_below(path, outer) for outer in gone)
+        is_gone = id(module) in seen or any(is_below(path, outer) for outer in gone)
         if is_batch_norm(module) and not is_gone:
             yield LeftAlone(path, type(module).__name__, Reason.OPAQUE, "It was not traced.")
 

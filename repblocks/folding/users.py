@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,9 +47,7 @@ class Users:
         for flow in flows:
             scopes = dict.fromkeys(scope for step in flow.steps for scope in enclosing(step.scope))
             calls.update(id(scope.module) for scope in scopes)
-            calls.update(
-                id(s.module) for s in flow.steps if s.module is not None and not s.is_apart
-            )
+            calls.update(map(id, _called(flow)))
         readers, names = looked_into([flow.watch for flow in flows])
         paths = {id(module): path for path, module in model.named_modules()}
         return cls(calls, readers, names, paths)
@@ -64,3 +62,13 @@ class Users:
         inside = {id(part): part for part in module.modules()}
         read = next((i for i in inside if self.readers.get(i, set()) - inside.keys()), None)
         return None if read is None else InUse(f"Other code looks into {self.paths[read]}.")
+
+
+def _called(flow: Flow) -> Iterator[nn.Module]:
+    """Yield the modules that are steps of a program or are called in opaque ones, for each call."""
+    yield from flow.called
+    for module in (step.module for step in flow.steps if not step.is_apart):
+        if module is not None and type(module).__module__.startswith("torch."):
+            yield from module.modules()  # nobody sees which of them it calls
+        elif module is not None:
+            yield module

@@ -53,6 +53,14 @@ class Watch:
         """End the code that was begun last."""
         self._running.pop()
 
+    def include(self, other: Watch) -> None:
+        """Note all that another watch saw."""
+        for module, found in other.readers.items():
+            self.readers.setdefault(module, set()).update(found)
+        for attribute, found in other.read.items():
+            self.read.setdefault(attribute, set()).update(found)
+        self.changing |= other.changing
+
     @property
     def is_on(self) -> bool:
         """Whether the code of a module runs."""
