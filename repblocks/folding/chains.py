@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,10 @@ from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import Step
 from repblocks.folding.operation import Kind
 from repblocks.folding.programs import flows_of
+from repblocks.folding.recording import evaluation_copy
 from repblocks.folding.region import Region
-from repblocks.folding.sites import Sites, calls_and_readers
+from repblocks.folding.sites import Sites
+from repblocks.folding.users import Users
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,13 @@ def conv_chains(model: nn.Module, example_input: Any = None) -> list[ConvChain]:
         model: Any module, in any mode; it is not changed.
         example_input: A tensor, or a tuple of the model's positional arguments.
     """
-    twin = copy.deepcopy(model)
-    twin.eval()
+    twin = evaluation_copy(model)
     flows = flows_of(twin, example_input)
-    calls, readers = calls_and_readers(twin, flows)
+    users = Users.of(twin, flows)
     found: list[ConvChain] = []
     for flow in flows:
         region = Region.of(flow)
-        sites = Sites(flow, region, calls, readers)
+        sites = Sites(flow, region, users)
         convs = [step for step in flow.steps if isinstance(step.module, Conv)]
         found += [_chain(step, region, sites) for step in convs if sites.empties(step)]
     return found

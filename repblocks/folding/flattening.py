@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -10,7 +10,7 @@ from torch.fx.node import map_aggregate
 
 from repblocks.algebra.rules import has_rule
 from repblocks.folding.flow import INPUT, Flow, Scope, Step, call, has_hooks, join, steps_in
-from repblocks.folding.tracing import Activation, Tracing
+from repblocks.folding.tracing import Activation, RankError, Tracing
 from repblocks.folding.watching import Watch
 
 
@@ -21,13 +21,15 @@ def flatten(
     kwargs: Mapping[str, Any],
     problem: str = "",
     apart: Set[int] = frozenset(),
+    examples: Mapping[int, Sequence[Any]] | None = None,
 ) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
     A module whose code cannot be traced, or for which a problem is given, is one opaque step, whose
     ``problem`` says why; so is each call of the modules that have a program apart, by identity.
+    Examples are values of the activations that modules read, likewise.
     """
-    builder = _Builder(apart)
+    builder = _Builder(apart, examples or {})
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
     if problem:
         output = builder.opaque(module, args, kwargs, path, None, problem)
@@ -36,8 +38,13 @@ def flatten(
     return Flow(path, builder.steps, output, builder.watch)
 
 
+#: Modules of torch that only name others or a view; without a GPU, DataParallel is one too.
+_ONLY_NAMES = (nn.Sequential, nn.Flatten, nn.Unflatten, nn.DataParallel, fx.GraphModule)
+
+
 class _Builder:
-    def __init__(self, apart: Set[int]) -> None:
+    def __init__(self, apart: Set[int], examples: Mapping[int, Sequence[Any]]) -> None:
+        self._examples = examples
         self.steps: list[Step] = []
         self._apart = apart
         self.watch = Watch()
@@ -59,7 +66,7 @@ class _Builder:
         parent: Scope | None,
     ) -> Scope:
         symbolic = map_aggregate((args, dict(kwargs)), _symbol)
-        found = self.tracing.of(module, *symbolic)
+        found = self.tracing.of(module, *symbolic, self._examples.get(id(module)))
         scope = Scope(path, module, found, args, kwargs, parent)
         given = steps_in((args, dict(kwargs)))
         scope.values.update(zip(found.placeholders, given, strict=True))
@@ -121,7 +128,9 @@ class _Builder:
             if has_rule(module):
                 return self._step(module, args, kwargs, path, parent)
             problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            return self.opaque(module, args, kwargs, path, parent, problem)
+            step = self.opaque(module, args, kwargs, path, parent, problem)
+            step.needs_example = isinstance(error, RankError)
+            return step
 
     def opaque(
         self,
@@ -152,7 +161,7 @@ def _symbol(leaf: Any) -> Any:
 def _is_from_torch(module: nn.Module) -> bool:
     """Tell whether a module is torch's own, except for those that only name others or a view."""
     home = type(module).__module__
-    is_name = isinstance(module, nn.Sequential | nn.Flatten | nn.Unflatten | fx.GraphModule)
+    is_name = isinstance(module, _ONLY_NAMES)
     return home.startswith("torch.") and not is_name and "forward" not in vars(module)
 
 

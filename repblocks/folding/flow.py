@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.nn.modules import module as all_modules
 
 from repblocks.folding.recording import parts
+from repblocks.folding.symbols import call as call
 from repblocks.folding.tracing import Trace
 from repblocks.folding.watching import Watch
 
@@ -73,6 +74,7 @@ class Step:
         is_opaque: A module whose code could not be traced, or must not be looked into.
         is_apart: An opaque module with a program of its own, as it is called several times.
         problem: Why it is opaque.
+        needs_example: It is opaque as its code asks how many sizes a shape has.
         shape: Of its output in the example; None if that is no tensor or there was no example.
         dtype: Of its output in the example, likewise.
         value: The example's output; tensors only until the flow forgets them.
@@ -91,6 +93,7 @@ class Step:
     is_opaque: bool = False
     is_apart: bool = False
     problem: str = ""
+    needs_example: bool = False
     shape: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
     value: Any = None
@@ -119,12 +122,14 @@ class Flow:
         steps: All steps in the order of the program, inputs first.
         output: What the root returns; activations are steps.
         watch: Which modules the code of others looks into.
+        called: Modules without any below them that opaque code in it calls, once for each call.
     """
 
     path: str
     steps: list[Step]
     output: Any
     watch: Watch
+    called: list[nn.Module] = field(default_factory=list)
 
     def forget(self) -> None:
         """Let the tensors of the example go; other values (sizes) stay in the steps."""
@@ -156,13 +161,6 @@ def steps_in(structure: Any) -> Iterator[Step]:
 def join(path: str, name: str) -> str:
     """Return the name of a submodule in the model."""
     return f"{path}.{name}" if path and name else path or name
-
-
-def call(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Call a module, a function, or by its name a method of the first argument."""
-    if isinstance(target, str):
-        return getattr(args[0], target)(*args[1:], **kwargs)
-    return target(*args, **kwargs)
 
 
 def has_hooks(module: nn.Module) -> bool:

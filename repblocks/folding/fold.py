@@ -7,7 +7,7 @@ compute; the result is compared with a float64 run of the original.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import RepblocksError
 from repblocks.folding.borrowing import memory_of_weights, own
+from repblocks.folding.carrying import carried, carry
 from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
@@ -28,10 +29,12 @@ from repblocks.folding.pulling import Push
 from repblocks.folding.pushing import push, undo
 from repblocks.folding.recording import evaluation_copy, view_of
 from repblocks.folding.region import Region
+from repblocks.folding.remaking import remade
 from repblocks.folding.rewriting import Placed, place, put, rewrite
-from repblocks.folding.sites import Emptied, Readers, Sites, calls_and_readers
+from repblocks.folding.sites import Emptied, Sites
 from repblocks.folding.state import WritesToWeightsError
 from repblocks.folding.transposed import TakenIn, transposed
+from repblocks.folding.users import Users
 from repblocks.folding.verification import verify as verify_fold
 
 
@@ -73,6 +76,7 @@ def fold(
         put(analysis.model, one.conv.path, one.layer())
     emptied += [gone for one in taken_in for gone in one.emptied]
     folded = rewrite(analysis.model, placed, emptied)
+    carry(analysis.attributes, folded)
     own(folded, memory_of_weights(model))
     report = replace(analysis.report, parameters_after=_parameters(folded))
     if verify and example_input is not None:
@@ -151,6 +155,10 @@ class _Placing:
         """The opaque modules that are gone."""
         return [step.path for step in self.folded if step.is_opaque]
 
+    def with_all(self, more: Iterable[Placed]) -> _Placing:
+        """Return the same with more layers."""
+        return replace(self, placed=[*self.placed, *more])
+
     def holds(self, one: Push) -> bool:
         """Tell whether all that was pushed back is taken in by layers."""
         return set(one.parts) <= self.folded and self.sites.empties(one.step)
@@ -161,14 +169,17 @@ class _Analysis:
     model: nn.Module
     parts: list[_Placing]
     report: FoldReport
+    attributes: dict[str, dict[str, Any]]
 
     @classmethod
     def of(cls, model: nn.Module, example_input: Any, layer_price: int) -> _Analysis:
         twin, flows = _programs(model, example_input)
-        calls, readers = calls_and_readers(twin, flows)
+        users = Users.of(twin, flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
         planned = zip(flows, regions, strict=True)
-        parts = _outermost([_plan_and_place(*part, calls, readers) for part in planned])
+        parts = _outermost([_plan_and_place(*part, users) for part in planned])
+        borrowed = memory_of_weights(model)
+        parts = [part.with_all(remade(part.sites, twin, part.folded, borrowed)) for part in parts]
         batch = _batch(example_input)
         folded = [_describe(one, part.region, batch) for part in parts for one in part.placed]
         folded += [_describe_taken(one, p.region, batch) for p in parts for one in p.taken_in]
@@ -176,14 +187,14 @@ class _Analysis:
         count = _parameters(twin)
         report = FoldReport(
             tuple(folded),
-            tuple(leftovers(twin, [(part.flow, part.sites, part.done) for part in parts])),
+            tuple(dict.fromkeys(leftovers(twin, [(p.flow, p.sites, p.done) for p in parts]))),
             macs,
             macs - sum(one.macs_before - one.macs_after for one in folded),
             count,
             count + sum(one.parameters_after - one.parameters_before for one in folded),
             tuple(step.path for part in parts for step in part.plan.heuristic),
         )
-        return cls(twin, parts, report)
+        return cls(twin, parts, report, carried(twin, users.names.keys()))
 
 
 def _programs(model: nn.Module, example_input: Any) -> tuple[nn.Module, list[Flow]]:
@@ -210,9 +221,9 @@ def _batch(example_input: Any) -> int:
     return max(1, sizes[0]) if sizes else 1
 
 
-def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], readers: Readers) -> _Placing:
+def _plan_and_place(flow: Flow, region: Region, users: Users) -> _Placing:
     """Plan a flow; push back what is left over, and plan anew until nothing changes."""
-    result = _settle(flow, region, calls, readers, [])
+    result = _settle(flow, region, users, [])
     tried: list[Push] = []
     while True:
         new = push(flow, region, result.folded | {one.step for one in tried})
@@ -220,17 +231,15 @@ def _plan_and_place(flow: Flow, region: Region, calls: Counter[int], readers: Re
             return result
         tried += new
         kept = [*result.pushed, *new]
-        result = _settle(flow, region, calls, readers, kept)
+        result = _settle(flow, region, users, kept)
         lost = [one for one in kept if not result.holds(one)]
         if lost:
-            result = _settle(flow, region, calls, readers, undo(flow, region, kept, lost))
+            result = _settle(flow, region, users, undo(flow, region, kept, lost))
 
 
-def _settle(
-    flow: Flow, region: Region, calls: Counter[int], readers: Readers, pushed: list[Push]
-) -> _Placing:
+def _settle(flow: Flow, region: Region, users: Users, pushed: list[Push]) -> _Placing:
     """Plan a region; where there is no place for a layer, plan anew without it."""
-    sites = Sites(flow, region, calls, readers)
+    sites = Sites(flow, region, users)
     while True:
         chosen = plan(region)
         placed, refused = place(sites, chosen)

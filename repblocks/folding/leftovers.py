@@ -14,6 +14,7 @@ from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites
 from repblocks.folding.transposed import is_transposed
+from repblocks.folding.users import InUse
 
 #: The first of these that holds on either side of a BatchNorm is its reason.
 _ORDER = (Reason.PADDING, Reason.OTHER_READER, Reason.OPAQUE, Reason.NONLINEARITY, Reason.COST)
@@ -35,7 +36,7 @@ def leftovers(
     """
     seen: set[int] = set()
     for flow, sites, folded in analysed:
-        seen.update(id(step.module) for step in flow.steps)
+        seen.update(id(step.module) for step in flow.steps if step.module is not None)
         for step in flow.steps:
             operation = sites.region.operations.get(step)
             if operation is None:
@@ -86,6 +87,10 @@ class _Norm:
     def _itself(self) -> Iterator[tuple[Reason, str]]:
         if self._sites.is_shared(self._step):
             yield Reason.OTHER_READER, "It is called several times."
+        refused = self._region.unplaced.get(self._step)
+        if refused is not None:
+            kind = Reason.OTHER_READER if isinstance(refused, InUse) else Reason.OPAQUE
+            yield kind, refused.reason
 
     def _before(self, step: Step) -> Iterator[tuple[Reason, str]]:
         """Yield what keeps it from being folded into what a step reads."""
@@ -120,15 +125,16 @@ class _Norm:
 
     def _layer(self, layer: Step, second: Step) -> Iterator[tuple[Reason, str]]:
         """Yield why a layer does not take it in; the second of both would be what was composed."""
-        scope, region = layer.scope, self._region
+        scope = layer.scope
+        obstacle = None if layer.module is None else self._sites.users.obstacle(layer.module)
         if self._sites.is_shared(layer):
             yield Reason.OTHER_READER, f"{layer.path} is called several times."
-        elif layer.module is not None and not self._sites.replaceable(layer.module):
-            yield Reason.OTHER_READER, f"Other code reads the parameters of {layer.path}."
-        elif self._step in region.unplaced or (scope is not None and has_hooks(scope.module)):
-            yield Reason.OPAQUE, region.unplaced.get(self._step, "")
-        else:
-            yield Reason.COST, "; ".join(region.reasons.get(second, []))
+        elif obstacle is not None:
+            yield Reason.OTHER_READER, obstacle.reason
+        elif scope is not None and has_hooks(scope.module):
+            yield Reason.OPAQUE, ""
+        elif self._step not in self._region.unplaced:
+            yield Reason.COST, "; ".join(self._region.reasons.get(second, []))
 
 
 def _obstacle(step: Step, region: Region) -> Iterable[tuple[Reason, str]]:

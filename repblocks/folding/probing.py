@@ -6,7 +6,6 @@ images of other sizes, small and large, then tell whether that is all it does.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import gcd, prod
@@ -22,7 +21,7 @@ from repblocks.errors import NotFoldable
 from repblocks.folding.flow import Step, has_hooks
 from repblocks.folding.operation import Kind, Operation, numel
 from repblocks.folding.operations import unary
-from repblocks.folding.recording import run_wide, wide_view_of
+from repblocks.folding.recording import copied, run_wide, wide_view_of
 from repblocks.folding.state import constant, memory_of
 
 #: Positions on an axis of the probed images, by the number of axes.
@@ -86,7 +85,7 @@ class _Probed:
         self.channels, self.ndim = self.shape[1], len(self.shape) - 2
         self.size = _SIZES[self.ndim]
         self._problem = step.problem
-        self._twin = wide_view_of(copy.deepcopy(module))  # type: ignore[arg-type]
+        self._twin = wide_view_of(copied(module))  # type: ignore[arg-type]
         self._memory = memory_of(self._twin)
         self._like = next(self._twin.parameters(), torch.empty(0))
 

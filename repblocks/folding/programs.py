@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from repblocks.folding.example import Call, run_example
 from repblocks.folding.faithful import is_faithful
 from repblocks.folding.flattening import flatten
-from repblocks.folding.flow import Flow, Step, enclosing
+from repblocks.folding.flow import Flow, Step, enclosing, steps_in
 from repblocks.folding.state import reading_only
 from repblocks.folding.tracing import Activation
 
@@ -27,29 +28,61 @@ from repblocks.folding.tracing import Activation
 def flows_of(model: nn.Module, example_input: Any, borrowed: Set[int] = frozenset()) -> list[Flow]:
     """Trace a model in evaluation mode, and below it what has a program by itself.
 
+    What stands in several programs gets one by itself in turn.
+
     Raises:
         WritesToWeightsError: if its code would change borrowed memory.
     """
+    apart: frozenset[int] = frozenset()
+    while True:
+        flows = _flows(model, example_input, borrowed, apart)
+        several = apart.union(_repeated(flows))
+        if several == apart:
+            return flows
+        apart = several
+
+
+def _flows(model: nn.Module, example_input: Any, borrowed: Set[int], apart: Set[int]) -> list[Flow]:
     flows: list[Flow] = []
     waiting: dict[int, list[Call]] = {
         id(model): [Call("", model, _arguments(model, example_input), {})]
     }
-    done: set[int] = set()
     while waiting:
-        module, calls = next(iter(waiting.items()))
-        del waiting[module]
-        done.add(module)
-        flow = _flow(calls)
-        if flow is None:
-            continue
-        if example_input is not None:
-            with reading_only(borrowed):
-                flow, found = _run(flow, calls[0])
-            for call in found:
-                if id(call.module) not in done and any(call.module.children()):
-                    waiting.setdefault(id(call.module), []).append(call)
-        flows.append(flow)
+        calls = waiting.pop(_outermost(waiting))
+        with reading_only(borrowed if example_input is not None else frozenset()):
+            ran, found = _programs(calls, apart, has_example=example_input is not None)
+        flows += ran
+        for call in found:
+            if any(call.module.children()):
+                waiting.setdefault(id(call.module), []).append(call)
+            else:
+                ran[0].called.append(call.module)
     return flows
+
+
+def _outermost(waiting: Mapping[int, Sequence[Call]]) -> int:
+    """Find a module that is inside no other one, so that all calls of it are known."""
+    modules = [calls[0].module for calls in waiting.values()]
+    inside = {id(part) for module in modules for part in module.modules() if part is not module}
+    return next(module for module in waiting if module not in inside)
+
+
+def _programs(
+    calls: Sequence[Call], apart: Set[int], *, has_example: bool
+) -> tuple[list[Flow], list[Call]]:
+    """Return the program of a module, and the calls in it of modules with programs of their own.
+
+    A module that does something else in each call has one for each of them, of a single step: what
+    it calls is folded by itself.
+    """
+    flow = _flow(calls, apart)
+    if flow is not None:
+        return _run(flow, calls, apart) if has_example else ([flow], [])
+    flows = [_untraced(call, "It is called in ways that differ.") for call in calls]
+    found = [inside for flow in flows for inside in run_example(flow)[0]]
+    for flow in flows:
+        flow.forget()
+    return flows, found
 
 
 def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -60,7 +93,7 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _flow(calls: Sequence[Call]) -> Flow | None:
+def _flow(calls: Sequence[Call], apart: Set[int]) -> Flow | None:
     """Return the program of a module, if it is the same for all its calls.
 
     What a trace sees of activations is only where they stand; what its operations do depends on
@@ -69,9 +102,9 @@ def _flow(calls: Sequence[Call]) -> Flow | None:
     first, *others = calls
     if any(_kinds(other) != _kinds(first) for other in others):
         return None
-    flow, seen = _traced(first), _seen(first)
+    flow, seen = _traced(first, apart), _seen(first)
     unlike = (other for other in others if not _is_same(_seen(other), seen))
-    return flow if all(_is_same_program(flow, _traced(other)) for other in unlike) else None
+    return flow if all(_is_same_program(flow, _traced(other, apart)) for other in unlike) else None
 
 
 def _kinds(call: Call) -> list[Any]:
@@ -90,15 +123,25 @@ def _seen(call: Call) -> Any:
     return map_aggregate((call.args, dict(call.kwargs)), stand_in)
 
 
-def _traced(call: Call) -> Flow:
-    flow = flatten(call.path, call.module, *_copies(call))
-    repeated = set(_repeated(flow))
-    return flatten(call.path, call.module, *_copies(call), apart=repeated) if repeated else flow
+def _traced(
+    call: Call, apart: Set[int], examples: Mapping[int, Sequence[Any]] | None = None
+) -> Flow:
+    flow = flatten(call.path, call.module, *_copies(call), apart=apart, examples=examples)
+    repeated = set(_repeated([flow]))
+    if not repeated:
+        return flow
+    apart = repeated | apart
+    return flatten(call.path, call.module, *_copies(call), apart=apart, examples=examples)
 
 
-def _repeated(flow: Flow) -> Iterator[int]:
-    """Find the outermost modules that a program calls several times, by identity."""
-    scopes = dict.fromkeys(scope for step in flow.steps for scope in enclosing(step.scope))
+def _untraced(call: Call, problem: str) -> Flow:
+    return flatten(call.path, call.module, *_copies(call), problem)
+
+
+def _repeated(flows: Sequence[Flow]) -> Iterator[int]:
+    """Find the outermost modules that programs call several times, by identity."""
+    steps = [step for flow in flows for step in flow.steps]
+    scopes = dict.fromkeys(scope for step in steps for scope in enclosing(step.scope))
     calls = Counter(id(scope.module) for scope in scopes)
     for scope in scopes:
         is_inner = any(calls[id(outer.module)] > 1 for outer in enclosing(scope.parent))
@@ -106,15 +149,38 @@ def _repeated(flow: Flow) -> Iterator[int]:
             yield id(scope.module)
 
 
-def _run(flow: Flow, call: Call) -> tuple[Flow, list[Call]]:
+def _run(flow: Flow, calls: Sequence[Call], apart: Set[int]) -> tuple[list[Flow], list[Call]]:
     """Run the example; where the code does not do what its trace does, the module is opaque."""
+    call, *others = calls
     found, output = run_example(flow)
+    examples: dict[int, Sequence[Any]] = {}
+    while new := _examples(flow, examples):
+        examples.update(new)
+        flow = _traced(call, apart, examples)
+        found, output = run_example(flow)
+    written = partial(_traced, apart=apart, examples=examples)
     if not is_faithful(flow, output, call.module, *_copies(call)):
         problem = "Its code does something else with tensors than with symbols."
-        flow = flatten(call.path, call.module, *_copies(call), problem)
+        written = partial(_untraced, problem=problem)
+        flow = written(call)
         found, _ = run_example(flow)
+    if any(step.is_opaque for step in flow.steps):
+        # What was not looked into may call and read something else each time.
+        for again in map(written, others):
+            found += run_example(again)[0]
+            flow.watch.include(again.watch)
+            again.forget()
     flow.forget()
-    return flow, found
+    return [flow], found
+
+
+def _examples(flow: Flow, known: Mapping[int, Sequence[Any]]) -> dict[int, Sequence[Any]]:
+    """Return what the modules read whose code needs an example, and has none."""
+    needing = [step for step in flow.steps if step.needs_example and id(step.module) not in known]
+    return {
+        id(step.module): [read.value for read in steps_in((step.args, step.kwargs))]
+        for step in needing
+    }
 
 
 def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from repblocks.errors import RepblocksError
 from repblocks.folding.borrowing import memory_of_weights
 from repblocks.folding.state import WritesToWeightsError, reading_only
 from repblocks.folding.widening import widen, widened
@@ -35,9 +36,33 @@ def parts(output: Any, name: str = "") -> dict[str, Tensor]:
     return {k: v for key, value in items for k, v in parts(value, f"{name}{key}").items()}
 
 
+def copied(model: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
+    """Copy a model, also where it keeps tensors that its own forward has computed.
+
+    Torch refuses to copy those (the weight of old-style weight and spectral normalisation, after a
+    run that recorded gradients): their copies have the values only, until they are computed anew.
+
+    Args:
+        model: The model.
+        known: The copies of some of its values, by the identity of those.
+
+    Raises:
+        RepblocksError: if it cannot be copied.
+    """
+    held = parts([list(vars(module).values()) for module in model.modules()])
+    computed = {id(t): t.detach().clone() for t in held.values() if not t.is_leaf}
+    try:
+        return copy.deepcopy(model, {**computed, **(known or {})})
+    except RuntimeError as error:
+        raise RepblocksError(
+            "The model cannot be copied, and a fold changes a copy only. Where it keeps a tensor "
+            f"that was computed with gradients, detach or delete that before. Torch says: {error}"
+        ) from error
+
+
 def evaluation_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """Copy a model into evaluation mode and, if given, another dtype; the original is untouched."""
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     twin.eval()
     return twin if dtype is None else twin.to(dtype)
 
@@ -54,7 +79,7 @@ def view_of(model: nn.Module) -> nn.Module:
         for p in model.parameters()
         if type(p) is nn.Parameter and id(p) not in own and not p.is_inference()
     }
-    twin = copy.deepcopy(model, memo | _empty_copies(model))
+    twin = copied(model, memo | _empty_copies(model))
     try:
         with reading_only(memory_of_weights(model)):
             twin.eval()

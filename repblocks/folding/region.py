@@ -75,7 +75,7 @@ class Region:
     outputs: set[Step] = field(default_factory=set)
     candidates: dict[Step, list[Candidate]] = field(default_factory=dict)
     reasons: dict[Step, list[str]] = field(default_factory=dict)
-    unplaced: dict[Step, str] = field(default_factory=dict)
+    unplaced: dict[Step, NotFoldable] = field(default_factory=dict)
     batch: int = 1
     layer_price: int = 0
 

@@ -25,16 +25,16 @@ class Placed:
     site: Site
 
 
-def place(sites: Sites, plan: Plan) -> tuple[list[Placed], dict[Step, str]]:
+def place(sites: Sites, plan: Plan) -> tuple[list[Placed], dict[Step, NotFoldable]]:
     """Find the places of a plan's layers; what has none is returned with the reason."""
     placed: list[Placed] = []
-    refused: dict[Step, str] = {}
+    refused: dict[Step, NotFoldable] = {}
     absorbed = _absorbed(plan, sites.region)
     for step, candidate in plan.chosen.items():
         try:
             placed.append(Placed(step, candidate, sites.find(step, candidate, absorbed)))
         except NotFoldable as error:
-            refused[step] = error.reason
+            refused[step] = error
     return placed, refused
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -12,13 +11,11 @@ from repblocks.algebra.kernel import Conv
 from repblocks.blocks import RepBlock
 from repblocks.errors import NotFoldable
 from repblocks.folding.arguments import is_callable_as_graph, takes_one_argument
-from repblocks.folding.flow import Flow, Scope, Step, enclosing, has_hooks
+from repblocks.folding.flow import Flow, Scope, Step, enclosing
 from repblocks.folding.layers import weights_of
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Candidate, Region
-
-#: The modules whose code looks into a module, by identity.
-Readers = Mapping[int, Set[int]]
+from repblocks.folding.users import Users
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +56,12 @@ class Sites:
     Args:
         flow: The flow.
         region: Its affine part.
-        calls: How often each module is called in the whole model, by identity.
-        readers: The modules whose code looks into each module, by identity.
+        users: Who calls each module of the whole model, and who looks into it.
     """
 
-    def __init__(self, flow: Flow, region: Region, calls: Counter[int], readers: Readers) -> None:
+    def __init__(self, flow: Flow, region: Region, users: Users) -> None:
         self.region = region
-        self._calls = calls
-        self._readers = readers
+        self.users = users
         self._inside: dict[Scope, set[Step]] = {}
         for step in flow.steps:
             for scope in enclosing(step.scope):
@@ -94,14 +89,12 @@ class Sites:
 
     def replaceable(self, module: nn.Module) -> bool:
         """Tell whether a module may give way: it is called once, and nothing else reads it."""
-        inside = {id(part) for part in module.modules()}
-        is_read = any(self._readers.get(part, inside) - inside for part in inside)
-        return self._calls[id(module)] == 1 and not is_read and not has_hooks(module)
+        return self.users.obstacle(module) is None
 
     def is_shared(self, step: Step) -> bool:
         """Tell whether the module that a step is, or whose code it is in, is called repeatedly."""
         module = step.module or (step.scope.module if step.scope is not None else None)
-        return module is not None and self._calls[id(module)] > 1
+        return module is not None and self.users.calls[id(module)] > 1
 
     def _slot(
         self, interior: Sequence[Step], candidate: Candidate, absorbed: Set[Step]
@@ -241,8 +234,9 @@ class Sites:
             read = scope.node_of(source, before=result)
             if result is None or read is None:
                 continue
-            if not self.replaceable(scope.module):
-                raise NotFoldable("It stands in a module that has hooks, or several users.")
+            obstacle = self.users.obstacle(scope.module)
+            if obstacle is not None:
+                raise obstacle
             if not is_callable_as_graph(scope):
                 raise NotFoldable("It stands in a module that is called with unusual arguments.")
             if not self._reads_in_time(source, step):
@@ -274,22 +268,3 @@ def _taps(step: Step) -> int:
 
 def _is_within(step: Step, scope: Scope) -> bool:
     return step.scope is None or scope in enclosing(step.scope)
-
-
-def calls_and_readers(model: nn.Module, flows: Iterable[Flow]) -> tuple[Counter[int], Readers]:
-    """Count the calls of each module, leaf or not, and find whose code looks into it.
-
-    The calls of a module with a program of its own are one; each name that it has besides is one
-    more.
-    """
-    children = [child for module in model.modules() for child in module._modules.values()]
-    calls = Counter(map(id, children))
-    calls.subtract(dict.fromkeys(calls, 1))
-    readers: dict[int, set[int]] = {}
-    for flow in flows:
-        scopes = dict.fromkeys(scope for step in flow.steps for scope in enclosing(step.scope))
-        calls.update(id(scope.module) for scope in scopes)
-        calls.update(id(s.module) for s in flow.steps if s.module is not None and not s.is_apart)
-        for module, found in flow.watch.readers.items():
-            readers.setdefault(module, set()).update(found)
-    return calls, readers

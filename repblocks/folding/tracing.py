@@ -10,11 +10,8 @@ Source:
 
 from __future__ import annotations
 
-import builtins
-import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +19,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from repblocks.errors import RepblocksError
 from repblocks.folding.state import constant, memory_of, restored
+from repblocks.folding.symbols import Symbol, call, functions_of_symbols, has_symbol, is_size
 from repblocks.folding.watching import Watch, watched
 
 
 class Activation:
     """Stands for an activation in the arguments that a module is traced with."""
+
+
+class RankError(RepblocksError):
+    """Code asks how many sizes a shape has, and no example of its activations is given."""
 
 
 @dataclass(eq=False)
@@ -69,21 +72,34 @@ class Tracing(fx.Tracer):
         def run() -> None:
             results.append(function())
 
-        with _functions_of_symbols(), restored(module.modules()), watched(self._watch):
+        with functions_of_symbols(), restored(module.modules()), watched(self._watch):
             self.trace(run)
         return results[0]
 
-    def of(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+    def of(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        example: Sequence[Any] | None = None,
+    ) -> Trace:
         """Trace ``module(*args, **kwargs)``, in which :class:`Activation` stands for activations.
+
+        Args:
+            module: The module.
+            args: What it is called with.
+            kwargs: The same by name.
+            example: Values of the activations, for code that asks how many sizes a shape has.
 
         Raises:
             NotFoldable: if a call of the module may differ from the next one.
+            RankError: if its code asks for that without an example.
             Exception: whatever the module's own code raises when it meets a symbol.
         """
         try:
-            return self._trace(_Tracer(module, args, kwargs, self._watch))
+            return self._trace(_Tracer(module, args, kwargs, self._watch, example))
         except TypeError:  # Some methods of tensors do not take symbols; those of symbols do.
-            return self._trace(_Tracer(module, args, kwargs, self._watch, symbolic=True))
+            return self._trace(_Tracer(module, args, kwargs, self._watch, example, symbolic=True))
 
     def _trace(self, tracer: _Tracer) -> Trace:
         self._at_work = tracer
@@ -112,21 +128,6 @@ class Tracing(fx.Tracer):
         return self._at_work.getattr(attr, attr_val, parameter_proxy_cache)
 
 
-class _Symbol(fx.Proxy):
-    """An activation; unlike torch.fx's own it tells ``x += y`` from ``x = x + y``."""
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(self: fx.Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return call
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"):
-    setattr(_Symbol, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
 class _Tracer(fx.Tracer):
     """Writes down one call of one module."""
 
@@ -136,6 +137,7 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         watch: Watch,
+        example: Sequence[Any] | None,
         *,
         symbolic: bool = False,
     ) -> None:
@@ -144,6 +146,9 @@ class _Tracer(fx.Tracer):
         self.graph = fx.Graph()
         self.tensor_attrs = {}
         self._symbolic = symbolic
+        self._example = example
+        self._values: dict[fx.Node, Any] = {}
+        self._is_evaluating = False
         self._call = (args, dict(kwargs))
         self._watch = watch
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -168,7 +173,7 @@ class _Tracer(fx.Tracer):
         return proxy
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Symbol(node, self)
+        return Symbol(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         del m, module_qualified_name
@@ -185,7 +190,9 @@ class _Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if not _has_proxy((args, kwargs)):
+        if self._is_evaluating:
+            return forward(*args, **kwargs)
+        if not has_symbol((args, kwargs)):
             self._watch.see(m)
             return forward(*args, **kwargs)
         with self._watch.running(None):
@@ -194,8 +201,45 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
         del attr, parameter_proxy_cache
         with self._watch.running(None):
-            is_symbol = self._symbolic and isinstance(attr_val, Tensor)
+            is_symbol = self._symbolic and isinstance(attr_val, Tensor) and not self._is_evaluating
             return self.proxy(self.create_arg(attr_val)) if is_symbol else attr_val
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        if not is_size(obj.node):
+            return super().iter(obj)
+        return iter([operator.getitem(obj, n) for n in range(self.length(obj))])
+
+    def length(self, obj: fx.Proxy) -> int:
+        """Return how many sizes a shape has: that is no value, and the same for other sizes."""
+        if not is_size(obj.node):
+            raise RuntimeError("The length of an activation is not known.")
+        if self._example is None:
+            raise RankError("Its code asks how many sizes a shape has.")
+        self._is_evaluating = True
+        try:
+            with self._watch.running(None):
+                return len(self._value(obj.node))
+        finally:
+            self._is_evaluating = False
+
+    def _value(self, node: fx.Node) -> Any:
+        """Evaluate a node on the example."""
+        if node not in self._values:
+            args, kwargs = map_aggregate(
+                (tuple(node.args), dict(node.kwargs)),
+                lambda leaf: self._value(leaf) if isinstance(leaf, fx.Node) else leaf,
+            )
+            self._values[node] = self._called(node, args, kwargs)
+        return self._values[node]
+
+    def _called(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if node.op == "placeholder":
+            return (self._example or ())[self.placeholders.index(node)]
+        if node.op == "get_attr":
+            return self.constants[str(node.target)]
+        if node.op == "call_module":
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+        return call(node.target, args, kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
@@ -206,42 +250,3 @@ class _Tracer(fx.Tracer):
         name = name or f"_constant_{len(self.constants)}"
         self.constants[name] = a
         return self.create_node("get_attr", name, (), {})
-
-
-def _has_proxy(structure: Any) -> bool:
-    found: list[fx.Proxy] = []
-
-    def look(leaf: Any) -> Any:
-        if isinstance(leaf, fx.Proxy):
-            found.append(leaf)
-        return leaf
-
-    map_aggregate(structure, look)
-    return bool(found)
-
-
-@contextmanager
-def _functions_of_symbols() -> Iterator[None]:
-    """Let functions of numbers take symbols.
-
-    Python's own ``max`` and ``min`` compare, and those of ``math`` convert, which a symbol cannot.
-    """
-    originals: list[tuple[Any, str, Any]] = [(builtins, "max", max), (builtins, "min", min)]
-    originals += [(math, name, f) for name, f in vars(math).items() if callable(f)]
-    try:
-        for home, name, original in originals:
-            setattr(home, name, _recorded(original))
-        yield
-    finally:
-        for home, name, original in originals:
-            setattr(home, name, original)
-
-
-def _recorded(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        proxy = next((a for a in args if isinstance(a, fx.Proxy)), None)
-        if proxy is None:
-            return original(*args, **kwargs)
-        return proxy.tracer.create_proxy("call_function", original, args, kwargs)
-
-    return call

@@ -1,8 +1,11 @@
 """What the code of a module may do besides calling others: look into them, count, draw numbers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from truth import calibrate, relative_error
 from unusual import Layers, conv, folded, image
 
 from repblocks.folding.fold import fold
@@ -164,3 +167,39 @@ def test_global_hooks_are_barriers():
         folded(nn.Sequential(conv(4, 8), nn.BatchNorm2d(8)), image(2, 4, 5, 6))
     finally:
         handle.remove()
+
+
+class Updating(nn.Module):
+    """A convolution whose weights its code makes of others whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 1, bias=False), nn.Conv2d(8, 4, 3, padding=1)
+        self.whole = nn.Conv2d(4, 4, 3, padding=1)
+
+    def update(self):
+        first, second = self.first.weight.data, self.second.weight.data
+        self.whole.weight.data = torch.einsum("mi,omhw->oihw", first[..., 0, 0], second)
+        self.whole.bias.data = self.second.bias.data.clone()
+
+    def forward(self, x):
+        self.update()
+        return self.whole(x)
+
+
+def test_weights_that_code_makes_in_each_call_are_made_once():
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    parts = Updating(), nn.ReLU(), Updating(), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)
+    model = calibrate(nn.Sequential(*parts).double(), x, x)
+    for part in (model[0], model[2]):
+        part.whole.weight.data.normal_()  # of no use: it is made anew
+    before = copy.deepcopy(model.state_dict())
+    result = fold(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(isinstance(m, Updating | nn.BatchNorm2d) for m in result.modules())
+    assert result.fold_report.left == ()
+    expected = copy.deepcopy(model)(x)
+    assert relative_error(result(x), expected) < 1e-12
+    for weight in result.state_dict().values():
+        weight.mul_(2)  # nothing makes them anew
+    assert relative_error(result(x), expected) > 0.1

@@ -101,12 +101,29 @@ def test_a_tower_in_code_that_cannot_be_traced_is_folded_once():
     assert [left.site for left in result.fold_report.left] == [""]
 
 
-def test_calls_that_differ_keep_a_tower():
+def test_calls_that_differ_fold_what_a_tower_calls():
     model = Pair(Tower(), lambda m, x, y: m.tower(x) + m.tower(y, 0.5))
     result = folded_exactly(model, images(8, 8), images(9, 9))
-    assert norms(result) == 2
-    reasons = {left.site: left.reason for left in result.fold_report.left}
-    assert set(reasons) == {"tower.stem.1", "tower.norm"}
+    assert isinstance(result.tower.stem[1], nn.Identity)
+    reasons = {left.site: left.detail for left in result.fold_report.left}
+    assert reasons == {
+        "tower": "It is called in ways that differ.",
+        "tower.norm": "It was not traced.",
+    }
+
+
+def test_a_part_that_is_called_by_itself_in_some_calls():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = Tower().stem
+
+        def forward(self, x, whole):
+            return self.stem(x).mean() if whole else self.stem[0](x).mean()
+
+    model = Pair(Sometimes(), lambda m, x, y: m.tower(x, True) * m.tower(y, False))
+    result = folded_exactly(model, images(8, 8), images(9, 9))
+    assert norms(result) == 1
 
 
 def test_a_tower_of_two_names_is_folded_under_both():
@@ -157,3 +174,55 @@ def test_towers_in_towers():
     model = Pair(Twice(), lambda m, x, y: m.tower(x) * m.tower(y))
     result = folded_exactly(model, images(8, 8), images(9, 9))
     assert norms(result) == 0
+
+
+class Block(nn.Module):
+    """A block of three branches."""
+
+    def __init__(self):
+        super().__init__()
+        self.three, self.one = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x, scale=1.0):
+        return (self.three(x) + self.one(x) + self.norm(x)).relu() * scale
+
+
+def with_block(block, code):
+    model = Pair(Tower(), code)
+    model.tower.stem = nn.Sequential(block, *model.tower.stem)
+    return model
+
+
+def test_a_block_that_is_called_directly_and_inside_a_tower_is_folded_once():
+    model = with_block(
+        Block(),
+        lambda m, x, y: m.tower(x).mean() + m.tower(y).mean() + m.tower.stem[0](x).mean(),
+    )
+    result = folded_exactly(model, images(8, 12), images(10, 9))
+    assert norms(result.tower.stem) == 0
+    assert len([m for m in result.tower.stem[0].modules() if isinstance(m, nn.Conv2d)]) == 1
+    assert result.fold_report.left == ()
+
+
+def test_a_block_under_two_names_is_folded_where_its_layers_stand():
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+    model = with_block(
+        block, lambda m, x, y: m.tower(x).mean() + m.tower(y).mean() + m.block(x).mean()
+    )
+    model.block = block
+    result = folded_exactly(model, images(8, 12), images(10, 9))
+    assert norms(result) == 0
+    assert result.block is result.tower.stem[0]
+    assert result.fold_report.left == ()
+
+
+def test_a_block_in_two_programs_whose_calls_differ_stays():
+    model = with_block(
+        Block(),
+        lambda m, x, y: m.tower(x).mean() + m.tower(y).mean() + m.tower.stem[0](x, 0.5).mean(),
+    )
+    result = folded_exactly(model, images(8, 12), images(10, 9))
+    assert isinstance(result.tower.stem[0].norm, nn.BatchNorm2d)
+    reasons = {left.site: left.detail for left in result.fold_report.left}
+    assert reasons["tower.stem.0"] == "It is called in ways that differ."

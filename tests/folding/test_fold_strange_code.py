@@ -1,6 +1,7 @@
 """Code that no rule foresees, that keeps things, or is compiled, is folded around."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional
 from truth import calibrate, relative_error
 
 import repblocks
+from repblocks.errors import RepblocksError
 from repblocks.folding.fold import fold
 
 EXACT = 1e-12
@@ -136,3 +138,97 @@ def test_weights_that_merge_with_the_mode_are_not_changed():
     assert torch.allclose(result(x), copy.deepcopy(model).eval()(x))
     assert repblocks.verify(model, copy.deepcopy(model), x).passed
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def unpacked(x):
+    batch, channels, *sizes = x.shape
+    return x.reshape(batch, 2, channels // 2, *sizes).transpose(1, 2).reshape(x.shape)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda _, x: x.view(x.shape[0], 2, 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
+        lambda _, x: unpacked(x),
+        lambda _, x: x.new_ones(*x.size()) + x,
+        lambda _, x: x.reshape(*x.shape[:2], -1),
+        lambda _, x: x.mean([axis for axis in range(len(x.shape)) if axis > 1]),
+        lambda _, x: x / math.prod(list(x.shape[-2:])),
+        lambda m, x: m.norm(m.conv(x).relu()).view(*x.shape),
+    ],
+)
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_code_that_takes_shapes_apart(code, is_inner):
+    x, larger = (torch.randn(*s, 4, 8, 8, dtype=torch.float64) for s in ((2,), (3,)))
+    larger = torch.cat((larger, larger), -1)
+    model = Code(code).double()
+    model.norm = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).double()
+    model = nn.Sequential(model, nn.ReLU()) if is_inner else model
+    calibrate(model, x, x)
+    result = fold(model, x)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in result.modules())
+    assert result.fold_report.left == ()
+    for value in (x, larger):
+        assert relative_error(result(value), model(value)) < EXACT
+
+
+class Keeping(nn.Module):
+    """Keeps what it computed last."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.norm, self.wrap = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), wrap
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        self.last = self.wrap(x)
+        return x
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x, {"x": x}]])
+def test_tensors_that_a_run_has_left_behind(wrap):
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    model = calibrate(Keeping(wrap).double(), x, x)
+    truth = model(x)
+    result = fold(model, x)
+    assert isinstance(result.norm, nn.Identity)
+    assert relative_error(result(x), truth) < EXACT
+
+
+def test_what_cannot_be_copied_says_so():
+    x = torch.randn(2, 4, 8, 8)
+    model = Keeping(lambda x: lambda: x).eval()
+    model.hidden = type("Holder", (), {})()
+    model.hidden.tensor = model(x)
+    with pytest.raises(RepblocksError, match="cannot be copied"):
+        fold(model, x)
+
+
+@pytest.mark.filterwarnings("ignore")  # both are old in torch, and in many models
+@pytest.mark.parametrize(
+    "normalise", [nn.utils.weight_norm, nn.utils.spectral_norm], ids=["weight", "spectral"]
+)
+@pytest.mark.parametrize("is_run_before", [False, True])
+def test_weights_that_hooks_compute(normalise, is_run_before):
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    normalise(model[0])
+    calibrate(model.double(), x, x)
+    if is_run_before:
+        model(x).sum().backward()
+    result = fold(model, x)
+    assert isinstance(result[3], nn.Identity)
+    assert relative_error(copy.deepcopy(result)(x), model(x)) < EXACT
+    assert relative_error(result(x), model(x)) < EXACT
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is on the GPU then")
+def test_a_model_for_several_devices():
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    model = nn.DataParallel(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    calibrate(model.double(), x, x)
+    result = fold(model, x)
+    assert isinstance(result.module[1], nn.Identity)
+    assert result.fold_report.left == ()
+    assert relative_error(result(x), model(x)) < EXACT
+    assert set(result.state_dict()) == {"module.0.weight", "module.0.bias"}
