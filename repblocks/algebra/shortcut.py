@@ -61,6 +61,18 @@ def expand_shortcut(kernels: Sequence[ConvKernel]) -> list[ConvKernel]:
     return [ConvKernel.from_affine(value) for value in values]
 
 
+def carried_channels(first: ConvKernel) -> Tensor:
+    """Return which outputs of the expanded first kernel carry its input.
+
+    Args:
+        first: As given to :func:`expand_shortcut`.
+
+    Returns:
+        Places among the outputs, ``(C_in,)``, in the order of the input channels.
+    """
+    return _interleaved(first.to_affine()).argsort()[first.out_channels :]
+
+
 def _interleaved(first: AffineMap) -> Tensor:
     """Order the outputs of ``first`` and the carried channels so that groups stay contiguous."""
     groups = first.groups

@@ -2,6 +2,7 @@
 
 from repblocks.blocks._base import ConvBlock as ConvBlock
 from repblocks.blocks._base import RepBlock as RepBlock
+from repblocks.blocks._base import anneal as anneal
 from repblocks.blocks._base import set_execution as set_execution
 from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
 from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
@@ -10,7 +11,9 @@ from repblocks.blocks._registry import create_block as create_block
 from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block
 from repblocks.blocks.acb import ACBlock as ACBlock
+from repblocks.blocks.chunk_conv import ChunkConvBlock as ChunkConvBlock
 from repblocks.blocks.conv3xc import Conv3XCBlock as Conv3XCBlock
+from repblocks.blocks.copy_conv import CopyConvBlock as CopyConvBlock
 from repblocks.blocks.dbb import DiverseBranchBlock as DiverseBranchBlock
 from repblocks.blocks.dilated_reparam import DilatedReparamBlock as DilatedReparamBlock
 from repblocks.blocks.do_conv import DOConvBlock as DOConvBlock
@@ -21,8 +24,17 @@ from repblocks.blocks.mobileone import MobileOneBlock as MobileOneBlock
 from repblocks.blocks.orepa import OREPABlock as OREPABlock
 from repblocks.blocks.plain import PlainBlock as PlainBlock
 from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
+from repblocks.blocks.rep_cpe import RepCPEBlock as RepCPEBlock
+from repblocks.blocks.rep_ghost import RepGhostBlock as RepGhostBlock
+from repblocks.blocks.rep_mixer import RepMixerBlock as RepMixerBlock
 from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
+from repblocks.blocks.replk import RepLKBlock as RepLKBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock
+from repblocks.blocks.repnext_chunk import RepNeXtChunkBlock as RepNeXtChunkBlock
 from repblocks.blocks.repvgg import RepVGGBlock as RepVGGBlock
 from repblocks.blocks.repvgg_dw import RepVGGDWBlock as RepVGGDWBlock
 from repblocks.blocks.repvgg_plus import RepVGGPlusBlock as RepVGGPlusBlock
+from repblocks.blocks.repvit import RepViTBlock as RepViTBlock
+from repblocks.blocks.rm_residual import RMResidualBlock as RMResidualBlock
+from repblocks.blocks.unireplknet import UniRepLKNetBlock as UniRepLKNetBlock
+from repblocks.blocks.vanilla import VanillaBlock as VanillaBlock

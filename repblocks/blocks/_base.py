@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.normalization import is_batch_norm, is_uncalibrated
-from repblocks.algebra.rules import apply
+from repblocks.algebra.rules import apply, rule
 from repblocks.blocks._registry import check_options
 from repblocks.blocks._tail import create_tail
 from repblocks.branches import ConvShape, Size
-from repblocks.errors import NotFoldable
+from repblocks.errors import ConfigurationError, NotFoldable
 from repblocks.execution import check_execution, execute
 
 #: Stands for the default that the class of a block has itself.
@@ -54,9 +54,17 @@ class RepBlock(nn.Module, ABC):
             self.become(self.deployed_parts())
 
     def become(self, parts: Mapping[str, nn.Module | None]) -> None:
-        """Take the parts of the deployed form."""
-        for name, part in parts.items():
-            setattr(self, name, part)
+        """Take the parts of the deployed form, by the paths of the attributes that they replace."""
+        for path, part in parts.items():
+            parent, _, name = path.rpartition(".")
+            setattr(self.get_submodule(parent), name, part)
+
+    def anneal(self, progress: float) -> None:
+        """Set what changes in the course of training; most blocks have nothing of the kind.
+
+        Args:
+            progress: Finished fraction of the course, from 0 to 1.
+        """
 
     def deployed_parts(self) -> Mapping[str, nn.Module | None]:
         """Return what becomes of each attribute in the deployed form; the block stays as it is.
@@ -204,6 +212,12 @@ class ConvBlock(RepBlock):
         return {"conv": deployed_conv(kernel, self._linear), "branches": None}
 
 
+@rule(ConvBlock)
+def _conv_block(module: ConvBlock, value: AffineMap, like: Tensor | None) -> AffineMap:
+    """Let a block without squeeze-and-excitation and activation be a part of another one."""
+    return apply(module.tail, apply(module._linear, value, like), like)
+
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -217,6 +231,23 @@ def set_execution(model: nn.Module, execution: str) -> None:
     for module in model.modules():
         if isinstance(module, ConvBlock):
             module.execution = execution
+
+
+def anneal(model: nn.Module, progress: float) -> None:
+    """Tell all blocks of a network how much of the training is over.
+
+    Args:
+        model: Any network.
+        progress: Finished fraction of the course, from 0 to 1.
+
+    Raises:
+        ConfigurationError: if it is another number.
+    """
+    if isinstance(progress, bool) or not 0 <= progress <= 1:
+        raise ConfigurationError(f"progress must be a number from 0 to 1, got {progress!r}.")
+    for module in model.modules():
+        if isinstance(module, RepBlock):
+            module.anneal(progress)
 
 
 def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:

@@ -75,8 +75,12 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``(N, C, *spatial)``."""
+        return x * self.gates(x)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """Return the factors, ``(N, C, 1, ...)``."""
         gate: Tensor = self.expand(self.act(self.reduce(x.mean(self.axes, keepdim=True))))
-        return x * gate.sigmoid()
+        return gate.sigmoid()
 
 
 def create_tail(

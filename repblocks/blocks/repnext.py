@@ -27,6 +27,7 @@ from repblocks.algebra.shortcut import expand_shortcut
 from repblocks.algebra.special import CONV_CLASSES
 from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv
 from repblocks.blocks._registry import CONV_BLOCKS, create_block, register_stage_block
+from repblocks.blocks._stage import create_drop_path, may_drop
 from repblocks.blocks._tail import ACTIVATIONS, create_activation
 from repblocks.branches import ConvShape, SplitConcat
 from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
@@ -132,7 +133,7 @@ class RepNeXtBlock(RepBlock):
         self.pw1: Conv = conv(dim, expansion * dim, 1)
         self.act = create_activation(activation)
         self.pw2: Conv = conv(expansion * dim, dim, 1)
-        self.drop_path = _drop_path(drop_path)
+        self.drop_path = create_drop_path(drop_path)
         self.conv: Conv | None = None
 
     @property
@@ -155,7 +156,7 @@ class RepNeXtBlock(RepBlock):
         check_shortcut(self.deploy_shortcut)
         kernels = [_mixer_kernel(self.mixer)]
         expands = self.deploy_shortcut == "expand"
-        drops = _drops(self.drop_path)
+        drops = may_drop(self.drop_path)
         if expands:
             if drops:
                 raise NotFoldable(
@@ -201,14 +202,6 @@ def _check_elementwise(act: nn.Module) -> None:
         )
 
 
-def _drops(path: nn.Module) -> bool:
-    """Tell whether the drop path may do something in evaluation mode."""
-    from timm.layers import DropPath
-
-    has_hooks = path._forward_hooks or path._forward_pre_hooks or "forward" in vars(path)
-    return type(path) not in (nn.Identity, DropPath) or path.training or bool(has_hooks)
-
-
 def _check_block_options(block: str | None, options: Mapping[str, Any]) -> None:
     """Check that the options are those that the block itself has: its place gives the rest."""
     if block is None:
@@ -235,13 +228,3 @@ def check_shortcut(deploy_shortcut: str) -> None:
         raise ConfigurationError(
             f"deploy_shortcut must be one of {', '.join(SHORTCUTS)}, got {deploy_shortcut!r}."
         )
-
-
-def _drop_path(probability: float) -> nn.Module:
-    if not isinstance(probability, int | float) or not 0 <= probability < 1:
-        raise ConfigurationError(f"drop_path must be in [0, 1), got {probability!r}.")
-    if probability == 0.0:
-        return nn.Identity()
-    from timm.layers import DropPath
-
-    return DropPath(probability)

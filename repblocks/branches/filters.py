@@ -16,7 +16,7 @@ from repblocks.algebra.affine import AffineMap, Lazy, tensor_for
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.rules import rule
 from repblocks.algebra.serial import compose
-from repblocks.algebra.special import CONV_FUNCTIONS
+from repblocks.algebra.special import CONV_FUNCTIONS, scale
 from repblocks.branches.shape import ConvShape
 
 
@@ -49,6 +49,44 @@ def _scale(module: Scale, value: AffineMap, like: Tensor | None) -> AffineMap:
         weight=Lazy(lambda: tensor_for(weight, like).unsqueeze(1)),
         bias=None if bias is None else Lazy(lambda: tensor_for(bias, like)),
     )
+    return compose(own, value)
+
+
+class Negate(nn.Module):
+    """The negative of the input, for a difference as a sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Negate ``(N, C, *spatial)``."""
+        return -x
+
+
+@rule(Negate)
+def _negate(module: Negate, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del module
+    minus = torch.full((value.out_channels,), -1.0)
+    return compose(scale(minus if like is None else minus.to(like)), value)
+
+
+class Shift(nn.Module):
+    """A summand for each channel, which starts from 0.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shift the channels of ``(N, C, *spatial)``."""
+        return x + self.bias.view(-1, *(1,) * (x.ndim - 2))
+
+
+@rule(Shift)
+def _shift(module: Shift, value: AffineMap, like: Tensor | None) -> AffineMap:
+    bias = module.bias
+    own = replace(AffineMap.identity(value.out_channels), bias=Lazy(lambda: tensor_for(bias, like)))
     return compose(own, value)
 
 

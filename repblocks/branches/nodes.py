@@ -6,7 +6,7 @@ says what it does to an affine map in the one table of rules; nothing else knows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from types import EllipsisType
@@ -71,6 +71,38 @@ def _split_concat(module: SplitConcat, value: AffineMap, like: Tensor | None) ->
     ends = [sum(module.sizes[:i]) for i in range(len(module.sizes) + 1)]
     chunks = [value.rows(start, stop) for start, stop in pairwise(ends)]
     return concat(*(apply(b, chunk, like) for b, chunk in zip(module, chunks, strict=True)))
+
+
+class GroupConcat(nn.ModuleDict):
+    """Parallel branches of one input, whose outputs are concatenated within each group.
+
+    Args:
+        branches: Each with the same number of groups.
+        groups: That number.
+    """
+
+    def __init__(self, branches: Mapping[str, nn.Module], groups: int) -> None:
+        super().__init__(branches)
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
+        outputs = [branch(x) for branch in self.values()]
+        joined = torch.cat(outputs, dim=1)
+        place = self._order([y.shape[1] for y in outputs]).argsort().to(x.device)
+        # Unlike a selection, this keeps the memory format.
+        return torch.zeros_like(joined).index_copy_(1, place, joined)
+
+    def _order(self, channels: Sequence[int]) -> Tensor:
+        """Return where each output stands among those of one branch after the other."""
+        places = torch.split(torch.arange(sum(channels), device="cpu"), list(channels))
+        return torch.cat([part.view(self.groups, -1) for part in places], dim=1).flatten()
+
+
+@rule(GroupConcat)
+def _group_concat(module: GroupConcat, value: AffineMap, like: Tensor | None) -> AffineMap:
+    parts = [apply(branch, value, like) for branch in module.values()]
+    return concat(*parts).reordered(module._order([part.out_channels for part in parts]))
 
 
 class Pad(nn.Module):

@@ -47,3 +47,16 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_kernel_sizes(values: Sequence[int], count: int) -> None:
+    """Check that an option is a list of so many odd numbers of taps.
+
+    Raises:
+        ConfigurationError: if it is anything else.
+    """
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or len(values) != count or any(type(v) is not int or v % 2 != 1 for v in values):
+        raise ConfigurationError(
+            f"kernel_sizes must be {count} odd whole numbers of at least 1, got {values!r}."
+        )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from truth import calibrate, relative_error, rms_error
 
-from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS
+from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, anneal
 
 CHANNELS = 8
 BLOCKS = {
@@ -29,7 +29,9 @@ def image(dtype):
 def ready(name, dtype):
     torch.manual_seed(0)
     block, arguments, options = BLOCKS[name]
-    return calibrate(block(*arguments, **options).to(dtype), image(dtype))
+    made = block(*arguments, **options)
+    anneal(made, 1.0)
+    return calibrate(made.to(dtype), image(dtype))
 
 
 def compiled(block):
@@ -86,6 +88,8 @@ def test_the_deployed_form_runs_under_autocast(name):
         block.switch_to_deploy()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = block(x)
-            assert block.conv(x).dtype == torch.bfloat16
+            convs = [m for m in block.modules() if isinstance(m, torch.nn.Conv2d)]
+            dtypes = {conv(torch.randn(1, conv.in_channels, 9, 9)).dtype for conv in convs}
+    assert dtypes == {torch.bfloat16}
     assert 0 < rms_error(found, truth) < BFLOAT16
-    assert block.conv.weight.dtype == torch.float32
+    assert all(conv.weight.dtype == torch.float32 for conv in convs)

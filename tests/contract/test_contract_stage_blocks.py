@@ -7,7 +7,7 @@ import torch
 from truth import calibrate, relative_error
 
 from repblocks.algebra import is_batch_norm
-from repblocks.blocks import STAGE_BLOCKS
+from repblocks.blocks import STAGE_BLOCKS, anneal
 from repblocks.errors import NotFoldable
 
 pytestmark = [
@@ -19,6 +19,7 @@ pytestmark = [
 def ready(name, ndim, **options):
     torch.manual_seed(0)
     block = STAGE_BLOCKS[name](11, ndim=ndim, **options).double()
+    anneal(block, 1.0)
     return calibrate(block, image(ndim)), image(ndim)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, RepBlock
+from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, RepBlock, anneal
 
 FOLDER = Path(__file__).parent / "blocks"
 SQUARE = {"in_channels": 6, "out_channels": 6, "kernel_size": 3}
@@ -33,7 +34,10 @@ _NUM_VALUES = 6
 
 def cases(name: str) -> dict[str, dict[str, Any]]:
     """Return the arguments of each case of a block."""
-    return CONV_CASES if name in CONV_BLOCKS else STAGE_CASES
+    if name in CONV_BLOCKS:
+        return CONV_CASES
+    known = inspect.signature(STAGE_BLOCKS[name]).parameters
+    return {case: given for case, given in STAGE_CASES.items() if given.keys() <= known.keys()}
 
 
 def stored() -> dict[str, Any]:
@@ -53,6 +57,7 @@ def numbers(name: str, case: str) -> dict[str, dict[str, Any]]:
     assert isinstance(block, RepBlock)
     random = np.random.RandomState(0)
     draw(block, random)
+    anneal(block, 1.0)
     x = normal(random, 2, 6, *_SIZES[arguments.get("ndim", 2)])
     with torch.no_grad():
         before = summary(block(x))

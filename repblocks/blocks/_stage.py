@@ -1,0 +1,138 @@
+"""The contract of a stage block: it marks its affine parts, each of which becomes one convolution.
+
+Everything that stands between two affine parts, such as an activation or squeeze-and-excitation,
+stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.kernel import ConvKernel
+from repblocks.algebra.rules import apply
+from repblocks.blocks._base import RepBlock, deployed_conv
+from repblocks.blocks._registry import create_block
+from repblocks.branches import ConvShape
+from repblocks.errors import ConfigurationError
+
+
+class Affine(nn.Sequential):
+    """Modules in a row that together are one convolution in evaluation mode.
+
+    Args:
+        in_channels: C_in.
+        ndim: Number of spatial axes.
+        parts: Modules that the table of rules knows, in order.
+    """
+
+    def __init__(self, in_channels: int, ndim: int, **parts: nn.Module) -> None:
+        super().__init__(OrderedDict(parts))
+        self.in_channels, self.ndim = in_channels, ndim
+
+    def kernel(self) -> ConvKernel:
+        """Return the equivalent kernel, in float64.
+
+        Raises:
+            NotFoldable: if there is none.
+        """
+        weight = next(self.parameters())
+        device = "cpu" if weight.device.type == "mps" else weight.device  # Metal has no float64
+        like = torch.empty(0, dtype=torch.float64, device=device)
+        start = AffineMap.identity(self.in_channels).with_axes(self.ndim)
+        return ConvKernel.from_affine(apply(self, start, like), like)
+
+
+class StageBlock(RepBlock):
+    """A block from C channels to C, with a stride of 1, whose affine parts fold one by one."""
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether every affine part has become one convolution."""
+        return not any(isinstance(module, Affine) for module in self.modules())
+
+    def affine_parts(self) -> Iterator[tuple[str, Affine]]:
+        """Yield each affine part with its path."""
+        for path, module in self.named_modules():
+            if isinstance(module, Affine):
+                yield path, module
+
+    def _fold(self) -> Mapping[str, nn.Module | None]:
+        parts: dict[str, nn.Module | None] = {
+            path: deployed_conv(part.kernel(), part) for path, part in self.affine_parts()
+        }
+        idle = [path for path, module in self.named_modules() if _is_idle_drop_path(module)]
+        return parts | {path: nn.Identity() for path in idle}
+
+
+def pointwise(
+    in_channels: int, out_channels: int, ndim: int, *, norm_first: bool = False
+) -> dict[str, nn.Module]:
+    """Return the parts of a 1 x 1 convolution with BatchNorm, for :class:`Affine`.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        ndim: Number of spatial axes.
+        norm_first: Whether a BatchNorm of the input comes before; nothing is padded in between, so
+            that it folds, too.
+    """
+    shape = ConvShape.create(in_channels, out_channels, 1, ndim=ndim)
+    before = {"norm_before": shape.pointwise(in_channels).norm()} if norm_first else {}
+    block = create_block("plain", in_channels, out_channels, 1, ndim=ndim, activation=None)
+    return {**before, "conv": block}
+
+
+def check_dim(dim: int, least: int = 1) -> None:
+    """Check the channels of a stage block.
+
+    Raises:
+        ConfigurationError: if it is no whole number, or too small.
+    """
+    if type(dim) is not int or dim < least:
+        raise ConfigurationError(f"dim must be a whole number of at least {least}, got {dim!r}.")
+
+
+def hidden_channels(dim: int, ratio: float, name: str = "mlp_ratio") -> int:
+    """Return the channels between two pointwise convolutions, ``int(dim * ratio)``.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    is_number = isinstance(ratio, int | float) and not isinstance(ratio, bool)
+    if not is_number or not int(dim * ratio) >= 1:
+        raise ConfigurationError(
+            f"{name} must be a number that leaves at least one of {dim} channels, got {ratio!r}."
+        )
+    return int(dim * ratio)
+
+
+def create_drop_path(probability: float) -> nn.Module:
+    """Return a module that leaves out the main path of a sample in training.
+
+    Raises:
+        ConfigurationError: if the probability is not in [0, 1).
+    """
+    if not isinstance(probability, int | float) or not 0 <= probability < 1:
+        raise ConfigurationError(f"drop_path must be in [0, 1), got {probability!r}.")
+    if probability == 0.0:
+        return nn.Identity()
+    from timm.layers import DropPath
+
+    return DropPath(probability)
+
+
+def _is_idle_drop_path(module: nn.Module) -> bool:
+    return type(module).__name__ == "DropPath" and not may_drop(module)
+
+
+def may_drop(path: nn.Module) -> bool:
+    """Tell whether a drop path may do something in evaluation mode."""
+    from timm.layers import DropPath
+
+    has_hooks = path._forward_hooks or path._forward_pre_hooks or "forward" in vars(path)
+    return type(path) not in (nn.Identity, DropPath) or path.training or bool(has_hooks)

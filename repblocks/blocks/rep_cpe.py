@@ -1,0 +1,47 @@
+"""RepCPE: a depthwise convolution of the positions, added to its input.
+
+Source:
+    Vasu et al., FastViT, ICCV 2023, section 3.2.3, https://arxiv.org/abs/2303.14189
+    Chu et al., Conditional Positional Encodings for Vision Transformers, ICLR 2023,
+    https://arxiv.org/abs/2102.10882
+    Official code: https://github.com/apple/ml-fastvit
+
+Differences: kernels that are not square keep the size of the input on each axis; 1-d and 3-d.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor, nn
+
+from repblocks.blocks._registry import register_stage_block
+from repblocks.blocks._stage import Affine, StageBlock, check_dim
+from repblocks.branches import ConvShape, Size, Sum
+
+
+@final
+@register_stage_block("rep_cpe")
+class RepCPEBlock(StageBlock):
+    """Depthwise k x k with bias, and the input; one depthwise convolution when deployed.
+
+    Args:
+        dim: C.
+        kernel_size: Odd numbers of taps.
+        ndim: 1, 2 or 3 spatial axes.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    def __init__(self, dim: int, *, kernel_size: Size = 7, ndim: int = 2) -> None:
+        super().__init__()
+        check_dim(dim)
+        shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
+        both = Sum({"encoding": shape.conv(bias=True), "identity": nn.Identity()})
+        self.conv: nn.Module = Affine(dim, ndim, sum=both)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
+        y: Tensor = self.conv(x)
+        return y

@@ -1,0 +1,131 @@
+"""UniRepLKNet: dilated reparam, squeeze-and-excitation, and a bottleneck with response norm.
+
+``x + s * N(W2(G(a(W1(SE(N(D(x))))))))`` with global response normalisation ``G``. The summand of
+``G`` goes through the last pointwise convolution into its bias; its factors depend on the input,
+and stay.
+
+Source:
+    Ding et al., UniRepLKNet, CVPR 2024, section 3.1, https://arxiv.org/abs/2311.15599
+    Woo et al., ConvNeXt V2, CVPR 2023, section 3.3 (GRN), https://arxiv.org/abs/2301.00808
+    Official code: https://github.com/AILab-CVC/UniRepLKNet
+
+Differences: the linear layers are pointwise convolutions, so that nothing is permuted; kernels of
+3 and 5 taps are a plain depthwise convolution, as in the official code, unless
+``dilated_from`` is smaller; kernels of any odd size; 1-d and 3-d.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._stage import (
+    Affine,
+    StageBlock,
+    check_dim,
+    create_drop_path,
+    hidden_channels,
+    pointwise,
+)
+from repblocks.blocks._tail import SqueezeExcite, create_activation
+from repblocks.branches import ConvShape, Scale, Shift, Size, check_count, check_factor
+
+
+class ResponseNorm(nn.Module):
+    """Scale each channel by its part in the norm of all, without the summand.
+
+    With the norm ``g`` of a channel over the positions, a value is multiplied by
+    ``1 + gamma * g / (mean of g + eps)``.
+
+    Args:
+        channels: C.
+        eps: Added to the mean.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of ``(N, C, *spatial)``."""
+        axes = tuple(range(2, x.ndim))
+        norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
+        share = norm / (norm.mean(1, keepdim=True) + self.eps)
+        return x * (1 + self.gamma.view(-1, *(1,) * len(axes)) * share)
+
+
+@final
+@register_stage_block("unireplknet")
+class UniRepLKNetBlock(StageBlock):
+    """Dilated reparam or plain kernel, squeeze-and-excitation, bottleneck with response norm.
+
+    Args:
+        dim: C.
+        kernel_size: Odd numbers of taps.
+        dilated_from: Smallest number of taps that has dilated kernels beside it.
+        mlp_ratio: Hidden channels as a multiple of C.
+        se: Hidden channels of squeeze-and-excitation as a fraction of C; None for none.
+        layer_scale: First value of the scales; None for no scales.
+        activation: A torch activation in lower case.
+        drop_path: Probability of leaving out the main path of a sample in training.
+        ndim: 1, 2 or 3 spatial axes.
+        execution: How the kernels compute their branches in training.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        kernel_size: Size = 13,
+        dilated_from: int = 7,
+        mlp_ratio: float = 4.0,
+        se: float | None = 0.25,
+        layer_scale: float | None = 1e-6,
+        activation: str = "gelu",
+        drop_path: float = 0.0,
+        ndim: int = 2,
+        execution: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_dim(dim)
+        check_count("dilated_from", dilated_from)
+        if layer_scale is not None:
+            check_factor("layer_scale", layer_scale)
+        shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
+        is_dilated = max(shape.kernel_size) >= dilated_from
+        # What a plain block has as its BatchNorm, a dilated one has after its sum.
+        kernels = create_block(
+            "dilated_reparam" if is_dilated else "plain",
+            dim,
+            dim,
+            kernel_size,
+            groups=dim,
+            ndim=ndim,
+            activation=None,
+            execution=execution,
+        )
+        after = {"norm": shape.norm()} if is_dilated else {}
+        self.mixer: nn.Module = Affine(dim, ndim, kernels=kernels, **after)
+        self.se = nn.Identity() if se is None else SqueezeExcite(dim, se, ndim)
+        hidden = hidden_channels(dim, mlp_ratio)
+        up = ConvShape.create(dim, hidden, 1, ndim=ndim).conv(bias=True)
+        self.pw1: nn.Module = Affine(dim, ndim, conv=up)
+        self.act = create_activation(activation)
+        self.grn = ResponseNorm(hidden)
+        scale = {} if layer_scale is None else {"scale": Scale(dim, layer_scale)}
+        self.pw2: nn.Module = Affine(
+            hidden, ndim, shift=Shift(hidden), **pointwise(hidden, dim, ndim), **scale
+        )
+        self.drop_path = create_drop_path(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
+        y = self.pw1(self.se(self.mixer(x)))
+        return x + self.drop_path(self.pw2(self.grn(self.act(y))))

@@ -1,0 +1,117 @@
+"""Vanilla: two pointwise convolutions whose activation is annealed away, and a series activation.
+
+The activation in between is a leaky one whose slope below zero goes from 0 to 1 in the course of
+training. At 1 it is the identity, and the two convolutions are one; before that no convolution
+equals them. After them comes a rectifier and a depthwise convolution of its values.
+
+Source:
+    Chen et al., VanillaNet: the Power of Minimalism in Deep Learning, NeurIPS 2023, section 3,
+    https://arxiv.org/abs/2305.12972
+    Official code: https://github.com/huawei-noah/VanillaNet
+
+Differences: a fold before the end of the annealing is refused, where the official code gives a
+network of another function; the slope stands in the state dict. Pooling and a change of channels
+are left to the layers between two stages. 1-d and 3-d.
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.normalization import is_batch_norm
+from repblocks.algebra.rules import rule
+from repblocks.blocks._registry import register_stage_block
+from repblocks.blocks._stage import Affine, StageBlock, check_dim
+from repblocks.blocks._tail import create_activation
+from repblocks.branches import ConvShape, check_choice, check_count
+from repblocks.errors import NotFoldable
+
+SCHEDULES = ("linear", "cosine")
+
+
+class AnnealedReLU(nn.Module):
+    """A leaky rectifier whose slope below zero, at first 0, is set from outside."""
+
+    slope: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` value by value."""
+        return torch.where(x > 0, x, x * self.slope.to(x.dtype))
+
+
+@rule(AnnealedReLU)
+def _annealed(module: AnnealedReLU, value: AffineMap, like: Tensor | None) -> AffineMap:
+    del like
+    if not module.slope.is_meta and module.slope.item() != 1:
+        raise NotFoldable(
+            "The annealed activation is linear where its slope is 1, got "
+            f"{module.slope.item():.6g}. Train to the end of the annealing, where "
+            "repblocks.blocks.anneal(model, 1.0) is called; a fold before that would be wrong."
+        )
+    return value
+
+
+@final
+@register_stage_block("vanilla")
+class VanillaBlock(StageBlock):
+    """Two pointwise convolutions that become one, and a series activation.
+
+    It must be told how far the training is: ``repblocks.blocks.anneal(model, progress)`` before
+    each epoch, and with 1 before the last ones, so that they train the function that is deployed.
+
+    Args:
+        dim: C.
+        act_reach: Positions on each side that the series activation reads; 0 for the rectifier
+            and its BatchNorm alone.
+        schedule: How the slope follows the progress: ``"linear"`` or ``"cosine"``.
+        activation: A torch activation in lower case, that of the series.
+        ndim: 1, 2 or 3 spatial axes.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        act_reach: int = 3,
+        schedule: str = "linear",
+        activation: str = "relu",
+        ndim: int = 2,
+    ) -> None:
+        super().__init__()
+        check_dim(dim)
+        check_count("act_reach", act_reach, 0)
+        check_choice("schedule", schedule, SCHEDULES)
+        self.schedule = schedule
+        shape = ConvShape.create(dim, dim, 1, ndim=ndim)
+        self.conv: nn.Module = Affine(
+            dim, ndim, conv1=shape.conv_norm(), act=AnnealedReLU(), conv2=shape.conv_norm()
+        )
+        self.act = create_activation(activation)
+        window = ConvShape.create(dim, dim, 2 * act_reach + 1, groups=dim, ndim=ndim)
+        self.series: nn.Module = Affine(dim, ndim, conv=window.conv_norm())
+        for norm in filter(is_batch_norm, self.modules()):
+            norm.eps = 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
+        y: Tensor = self.series(self.act(self.conv(x)))
+        return y
+
+    def anneal(self, progress: float) -> None:
+        """Set the slope of the annealed activation: 0 at the start, 1 at the end."""
+        slope = progress if self.schedule == "linear" else 0.5 * (1 - cos(pi * progress))
+        for module in self.modules():
+            if isinstance(module, AnnealedReLU):
+                module.slope.fill_(slope)
