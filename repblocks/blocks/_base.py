@@ -123,6 +123,8 @@ class ConvBlock(RepBlock):
 
     #: Defaults of the constructor, where a block has its own.
     defaults: ClassVar[Mapping[str, Any]] = {"activation": "relu", "se": None}
+    #: Whether one of the branches can take any kernel of the shape, so that ``expand`` is possible.
+    takes_any_kernel: ClassVar[bool] = True
     #: Whether squeeze-and-excitation follows the activation.
     se_is_last: ClassVar[bool] = False
 

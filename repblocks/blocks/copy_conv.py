@@ -36,6 +36,8 @@ from repblocks.errors import ConfigurationError
 class CopyConvBlock(ConvBlock):
     """Outputs of a small and of a large kernel, and one BatchNorm."""
 
+    takes_any_kernel = False  # half of the outputs have small ones
+
     @classmethod
     def build_branches(cls, shape: ConvShape, *, small_kernel: int = 3) -> nn.Module:
         """Return the kernels of both sizes, and the BatchNorm.

@@ -13,6 +13,7 @@ from itertools import product
 
 from torch import nn
 
+from repblocks.algebra.axis import Axis
 from repblocks.branches.dilated import dilated
 from repblocks.branches.nodes import Sum
 from repblocks.branches.shape import ConvShape
@@ -74,9 +75,9 @@ def _series(shape: ConvShape) -> nn.Sequential:
     """Return one kernel for each axis of more than one tap, with the stride of its axis."""
     series = nn.Sequential()
     channels = shape.in_channels
-    # One of a single tap, too, may have to skip or to pad positions.
-    axes = [n for n, axis in enumerate(shape.axes) if axis.size > 1 or axis.stride > 1 or axis.pads]
-    axes = axes or [0]
+    # One of a single tap, too, may have to skip, to pad or to crop positions.
+    trivial = Axis(1)
+    axes = [number for number, axis in enumerate(shape.axes) if axis != trivial] or [0]
     for axis in reversed(axes):
         is_last = axis == axes[0]
         out_channels = shape.out_channels if is_last else channels

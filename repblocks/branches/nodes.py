@@ -29,6 +29,7 @@ NORM_CLASSES: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.Ba
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Sum(nn.ModuleDict):
@@ -88,10 +89,14 @@ class GroupConcat(nn.ModuleDict):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
         outputs = [branch(x) for branch in self.values()]
-        joined = torch.cat(outputs, dim=1)
-        place = self._order([y.shape[1] for y in outputs]).argsort().to(x.device)
-        # Unlike a selection, this keeps the memory format.
-        return torch.zeros_like(joined).index_copy_(1, place, joined)
+        if self.groups == 1:
+            return torch.cat(outputs, dim=1)
+        parts = [y.unflatten(1, (self.groups, -1)) for y in outputs]
+        mixed = torch.cat(parts, dim=2).flatten(1, 2)
+        last = _CHANNELS_LAST.get(x.ndim)
+        if last is not None and outputs[0].is_contiguous(memory_format=last):
+            return mixed.contiguous(memory_format=last)  # the views do not keep it
+        return mixed
 
     def _order(self, channels: Sequence[int]) -> Tensor:
         """Return where each output stands among those of one branch after the other."""

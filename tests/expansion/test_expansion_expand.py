@@ -15,7 +15,14 @@ from repblocks import expand, fold
 from repblocks.blocks import CONV_BLOCKS, ConvBlock
 from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
 
-blocks = pytest.mark.parametrize("block", CONV_BLOCKS)
+EXPANDABLE = [name for name, block in CONV_BLOCKS.items() if block.takes_any_kernel]
+blocks = pytest.mark.parametrize("block", EXPANDABLE)
+
+
+@pytest.mark.parametrize("block", sorted({*CONV_BLOCKS} - {*EXPANDABLE}))
+def test_a_block_that_does_not_take_any_kernel_is_refused(block):
+    with pytest.raises(ConfigurationError, match="has no branch of one convolution of kernel size"):
+        expand(trained(), block, batches())
 
 
 def placed(model):
