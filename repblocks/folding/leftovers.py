@@ -55,10 +55,10 @@ def leftovers(
 
 def _not_looked_into(flows: Sequence[Flow]) -> set[str]:
     """Return the modules of which it is not known what they call; the model itself is ""."""
-    known = {flow.path for flow in flows}
-    opaque = {step.path for flow in flows for step in flow.steps if step.is_opaque}
+    opaque = {(flow.path, step.path) for flow in flows for step in flow.steps if step.is_opaque}
+    known = {flow.path for flow in flows if (flow.path, flow.path) not in opaque}
     apart = {step.path for flow in flows for step in flow.steps if step.is_apart}
-    return (opaque - (apart & known)) | ({""} - known)
+    return ({path for _, path in opaque} - (apart & known)) | ({""} - known)
 
 
 def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
