@@ -49,8 +49,7 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
     """
     if execution == "branchwise" or not branches.training:
         return branches(x)
-    # Of compiled code, nothing was measured.
-    if execution == "auto" and torch.compiler.is_compiling():
+    if execution == "auto" and not _may_pay(branches, x):
         return branches(x)
     done, reason = _together(branches, x, execution)
     if done is not None:
@@ -58,6 +57,16 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
     if execution != "auto":
         warnings.warn(f"execution={execution} runs branchwise here: {reason}.", stacklevel=3)
     return branches(x)
+
+
+def _may_pay(branches: nn.Module, x: Tensor) -> bool:
+    """Tell whether it is worth looking at the branches closely."""
+    if torch.compiler.is_compiling():  # nothing was measured
+        return False
+    # A norm at the end may be that of the sum.
+    last = branches[-1] if isinstance(branches, nn.Sequential) and len(branches) else None
+    inside = (module for module in branches.modules() if module is not last)
+    return may_pay(x) or not any(is_batch_norm(m) and m.training for m in inside)
 
 
 def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
@@ -78,8 +87,6 @@ def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | No
         return None if done is None else norms[-1](done), reason
     if execution == "weight_space":
         return None, "a BatchNorm uses the statistics of each batch"
-    if execution == "auto" and not may_pay(x):
-        return None, None
     reason = obstacles.of_norms(norms)
     if reason is not None:
         return None, reason

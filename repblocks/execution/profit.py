@@ -36,7 +36,7 @@ _COMPILED_IMAGE = 64
 
 
 def may_pay(x: Tensor) -> bool:
-    """Tell whether it is worth looking at the branches."""
+    """Tell whether merging may pay for branches that need the statistics of an input."""
     return x.device.type == "cpu" and x.numel() >= _POINTWISE
 
 
