@@ -17,7 +17,7 @@ from repblocks.algebra.normalization import is_batch_norm, is_uncalibrated
 from repblocks.algebra.rules import apply, rule
 from repblocks.blocks._registry import check_options
 from repblocks.blocks._tail import create_tail
-from repblocks.branches import ConvShape, Size
+from repblocks.branches import CHANNELS_LAST, ConvShape, Size
 from repblocks.errors import ConfigurationError, NotFoldable
 from repblocks.execution import check_execution, execute
 
@@ -200,14 +200,7 @@ class ConvBlock(RepBlock):
         Raises:
             NotFoldable: if a BatchNorm is in training mode or has no running statistics.
         """
-        weight = next(self._linear.parameters())
-        # Metal has no float64.
-        on_cpu = dtype == torch.float64 and weight.device.type == "mps"
-        like = torch.empty(
-            0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device
-        )
-        start = AffineMap.identity(self.shape.in_channels).with_axes(self.shape.ndim)
-        return ConvKernel.from_affine(apply(self._linear, start, like), like)
+        return kernel_of(self._linear, self.shape.in_channels, self.shape.ndim, dtype)
 
     def _fold(self) -> Mapping[str, nn.Module | None]:
         kernel = self.equivalent_kernel(torch.float64)
@@ -218,9 +211,6 @@ class ConvBlock(RepBlock):
 def _conv_block(module: ConvBlock, value: AffineMap, like: Tensor | None) -> AffineMap:
     """Let a block without squeeze-and-excitation and activation be a part of another one."""
     return apply(module.tail, apply(module._linear, value, like), like)
-
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def set_execution(model: nn.Module, execution: str) -> None:
@@ -252,17 +242,39 @@ def anneal(model: nn.Module, progress: float) -> None:
             module.anneal(progress)
 
 
+def kernel_of(
+    tree: nn.Module, in_channels: int, ndim: int, dtype: torch.dtype | None
+) -> ConvKernel:
+    """Return the kernel that equals a tree of branches, differentiably.
+
+    Args:
+        tree: Modules that the table of rules knows.
+        in_channels: C_in.
+        ndim: Number of spatial axes.
+        dtype: What to compute in; None for the dtype of the weights.
+
+    Raises:
+        NotFoldable: if there is none.
+    """
+    weight = next(tree.parameters())
+    # Metal has no float64.
+    on_cpu = dtype == torch.float64 and weight.device.type == "mps"
+    like = torch.empty(0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device)
+    start = AffineMap.identity(in_channels).with_axes(ndim)
+    return ConvKernel.from_affine(apply(tree, start, like), like)
+
+
 def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
     """Return a convolution with dtype, device, memory format and gradients of what it replaces."""
     weights = list(replaced.parameters())
     conv = kernel.to_conv(weights[0])
     if any(map(_is_channels_last, weights)):
-        conv.to(memory_format=_CHANNELS_LAST[kernel.weight.ndim])
+        conv.to(memory_format=CHANNELS_LAST[kernel.weight.ndim])
     return conv.requires_grad_(any(weight.requires_grad for weight in weights))
 
 
 def _is_channels_last(weight: Tensor) -> bool:
-    memory_format = _CHANNELS_LAST.get(weight.ndim)
+    memory_format = CHANNELS_LAST.get(weight.ndim)
     if memory_format is None:
         return False
     if not weight.is_contiguous():

@@ -12,10 +12,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import ConvKernel
-from repblocks.algebra.rules import apply
-from repblocks.blocks._base import RepBlock, deployed_conv
+from repblocks.blocks._base import RepBlock, deployed_conv, kernel_of
 from repblocks.blocks._registry import create_block
 from repblocks.branches import ConvShape
 from repblocks.errors import ConfigurationError
@@ -40,11 +38,7 @@ class Affine(nn.Sequential):
         Raises:
             NotFoldable: if there is none.
         """
-        weight = next(self.parameters())
-        device = "cpu" if weight.device.type == "mps" else weight.device  # Metal has no float64
-        like = torch.empty(0, dtype=torch.float64, device=device)
-        start = AffineMap.identity(self.in_channels).with_axes(self.ndim)
-        return ConvKernel.from_affine(apply(self, start, like), like)
+        return kernel_of(self, self.in_channels, self.ndim, torch.float64)
 
 
 class StageBlock(RepBlock):
@@ -85,16 +79,6 @@ def pointwise(
     before = {"norm_before": shape.pointwise(in_channels).norm()} if norm_first else {}
     block = create_block("plain", in_channels, out_channels, 1, ndim=ndim, activation=None)
     return {**before, "conv": block}
-
-
-def check_dim(dim: int, least: int = 1) -> None:
-    """Check the channels of a stage block.
-
-    Raises:
-        ConfigurationError: if it is no whole number, or too small.
-    """
-    if type(dim) is not int or dim < least:
-        raise ConfigurationError(f"dim must be a whole number of at least {least}, got {dim!r}.")
 
 
 def hidden_channels(dim: int, ratio: float, name: str = "mlp_ratio") -> int:

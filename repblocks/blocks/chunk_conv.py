@@ -24,16 +24,14 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from repblocks.algebra.affine import AffineMap
-from repblocks.algebra.kernel import ConvKernel
-from repblocks.algebra.rules import apply
-from repblocks.blocks._base import ConvBlock, deployed_conv
+from repblocks.blocks._base import ConvBlock, deployed_conv, kernel_of
 from repblocks.blocks._registry import register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim
+from repblocks.blocks._stage import Affine, StageBlock
 from repblocks.branches import (
     ConvShape,
     SplitConcat,
     check_choice,
+    check_count,
     check_flag,
     check_kernel_sizes,
     mixed_kernels,
@@ -97,9 +95,8 @@ class ChunkConvBlock(StageBlock):
         check_choice("deploy_form", self.deploy_form, FORMS)
         if self.deploy_form == "chunks":
             return super()._fold()
-        like = torch.empty(0, dtype=torch.float64, device=next(self.parameters()).device)
-        value = apply(self.chunks, AffineMap.identity(self.dim).with_axes(self.ndim), like)
-        return {"chunks": deployed_conv(ConvKernel.from_affine(value, like), self.chunks)}
+        kernel = kernel_of(self.chunks, self.dim, self.ndim, torch.float64)
+        return {"chunks": deployed_conv(kernel, self.chunks)}
 
 
 def chunked(
@@ -110,7 +107,7 @@ def chunked(
     Raises:
         ConfigurationError: if an argument is out of range.
     """
-    check_dim(dim, 4)
+    check_count("dim", dim, 4)
     check_flag("long_bias", long_bias)
     check_kernel_sizes(kernel_sizes, 3)
     sizes = [dim // 4 + (i < dim % 4) for i in range(4)]

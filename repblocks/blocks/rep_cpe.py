@@ -16,8 +16,8 @@ from typing import final
 from torch import Tensor, nn
 
 from repblocks.blocks._registry import register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim
-from repblocks.branches import ConvShape, Size, Sum
+from repblocks.blocks._stage import Affine, StageBlock
+from repblocks.branches import ConvShape, Size, Sum, check_count
 
 
 @final
@@ -36,7 +36,7 @@ class RepCPEBlock(StageBlock):
 
     def __init__(self, dim: int, *, kernel_size: Size = 7, ndim: int = 2) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
         both = Sum({"encoding": shape.conv(bias=True), "identity": nn.Identity()})
         self.conv: nn.Module = Affine(dim, ndim, sum=both)

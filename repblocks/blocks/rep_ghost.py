@@ -23,9 +23,9 @@ from typing import final
 from torch import Tensor, nn
 
 from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim, hidden_channels, pointwise
+from repblocks.blocks._stage import Affine, StageBlock, hidden_channels, pointwise
 from repblocks.blocks._tail import SqueezeExcite, create_activation
-from repblocks.branches import Size, Sum, check_flag
+from repblocks.branches import Size, Sum, check_count, check_flag
 
 
 @final
@@ -63,7 +63,7 @@ class RepGhostBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         check_flag("use_norm_branch", use_norm_branch)
         check_flag("use_identity", use_identity)
         hidden = hidden_channels(dim, mlp_ratio)

@@ -23,12 +23,11 @@ from repblocks.blocks._registry import create_block, register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
-    check_dim,
     create_drop_path,
     hidden_channels,
 )
 from repblocks.blocks._tail import create_activation
-from repblocks.branches import ConvShape, Negate, Scale, Size, Sum, check_factor
+from repblocks.branches import ConvShape, Negate, Scale, Size, Sum, check_count, check_factor
 
 
 @final
@@ -67,7 +66,7 @@ class RepMixerBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         if layer_scale is not None:
             check_factor("layer_scale", layer_scale)
         mixer = create_block(

@@ -23,13 +23,12 @@ from repblocks.blocks._registry import create_block, register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
-    check_dim,
     create_drop_path,
     hidden_channels,
     pointwise,
 )
 from repblocks.blocks._tail import create_activation
-from repblocks.branches import Size
+from repblocks.branches import Size, check_count
 
 
 @final
@@ -68,7 +67,7 @@ class RepLKBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         wide = hidden_channels(dim, dw_ratio, "dw_ratio")
         large = create_block(
             "large_kernel",

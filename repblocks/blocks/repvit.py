@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim, hidden_channels, pointwise
+from repblocks.blocks._stage import Affine, StageBlock, hidden_channels, pointwise
 from repblocks.blocks._tail import SqueezeExcite, create_activation
-from repblocks.branches import Size, check_flag
+from repblocks.branches import Size, check_count, check_flag
 
 
 @final
@@ -57,7 +57,7 @@ class RepViTBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         check_flag("zero_init", zero_init)
         mixer = create_block(
             "repvgg_dw",

@@ -35,9 +35,9 @@ from repblocks.algebra.rules import check_call
 from repblocks.algebra.shortcut import carried_channels, expand_shortcut
 from repblocks.blocks._base import deployed_conv
 from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim, hidden_channels
+from repblocks.blocks._stage import Affine, StageBlock, hidden_channels
 from repblocks.blocks._tail import ACTIVATIONS, create_activation
-from repblocks.branches import Size, check_choice
+from repblocks.branches import Size, check_choice, check_count
 from repblocks.errors import ConfigurationError, NotFoldable
 
 SHORTCUTS = ("input", "activated")
@@ -88,7 +88,7 @@ class RMResidualBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         check_choice("shortcut", shortcut, SHORTCUTS)
         check_choice("deploy_shortcut", deploy_shortcut, FORMS)
         if (shortcut, deploy_shortcut) == ("input", "expand") and activation not in PASSING:

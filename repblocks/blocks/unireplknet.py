@@ -25,7 +25,6 @@ from repblocks.blocks._registry import create_block, register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
-    check_dim,
     create_drop_path,
     hidden_channels,
     pointwise,
@@ -94,7 +93,7 @@ class UniRepLKNetBlock(StageBlock):
         execution: str = "auto",
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         check_count("dilated_from", dilated_from)
         if layer_scale is not None:
             check_factor("layer_scale", layer_scale)

@@ -26,7 +26,7 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import rule
 from repblocks.blocks._registry import register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, check_dim
+from repblocks.blocks._stage import Affine, StageBlock
 from repblocks.blocks._tail import create_activation
 from repblocks.branches import ConvShape, check_choice, check_count
 from repblocks.errors import NotFoldable
@@ -90,7 +90,7 @@ class VanillaBlock(StageBlock):
         ndim: int = 2,
     ) -> None:
         super().__init__()
-        check_dim(dim)
+        check_count("dim", dim)
         check_count("act_reach", act_reach, 0)
         check_choice("schedule", schedule, SCHEDULES)
         self.schedule = schedule

@@ -13,6 +13,7 @@ from repblocks.branches.filters import cosine_filters as cosine_filters
 from repblocks.branches.filters import laplacian_filters as laplacian_filters
 from repblocks.branches.filters import sobel_filters as sobel_filters
 from repblocks.branches.mixed import mixed_kernels as mixed_kernels
+from repblocks.branches.nodes import CHANNELS_LAST as CHANNELS_LAST
 from repblocks.branches.nodes import AveragePool as AveragePool
 from repblocks.branches.nodes import BatchNormPad as BatchNormPad
 from repblocks.branches.nodes import GroupConcat as GroupConcat

@@ -29,7 +29,8 @@ NORM_CLASSES: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.Ba
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+#: By the number of axes of a tensor.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class Sum(nn.ModuleDict):
@@ -93,7 +94,7 @@ class GroupConcat(nn.ModuleDict):
             return torch.cat(outputs, dim=1)
         parts = [y.unflatten(1, (self.groups, -1)) for y in outputs]
         mixed = torch.cat(parts, dim=2).flatten(1, 2)
-        last = _CHANNELS_LAST.get(x.ndim)
+        last = CHANNELS_LAST.get(x.ndim)
         if last is not None and outputs[0].is_contiguous(memory_format=last):
             return mixed.contiguous(memory_format=last)  # the views do not keep it
         return mixed

@@ -7,16 +7,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from repblocks.algebra.kernel import Conv, conv_padding
 from repblocks.blocks import CONV_BLOCKS, ConvBlock
+from repblocks.branches import CHANNELS_LAST
 from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
 from repblocks.expansion.places import Place, find_places
 
 Where = Callable[[str, Conv], bool]
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _FIXED = set(inspect.signature(ConvBlock.__init__).parameters) - {"se", "options"}
 
 
@@ -111,7 +110,7 @@ def new_block(name: str, conv: Conv, options: Mapping[str, Any]) -> ConvBlock:
     if not isinstance(block, ConvBlock):
         raise ConfigurationError(f"{name} must be a conv block, got {type(block).__name__}.")
     block.to(conv.weight.device, conv.weight.dtype)
-    for ndim, memory_format in _CHANNELS_LAST.items():
+    for ndim, memory_format in CHANNELS_LAST.items():
         is_last = conv.weight.ndim == ndim and not conv.weight.is_contiguous()
         if is_last and conv.weight.is_contiguous(memory_format=memory_format):
             block.to(memory_format=memory_format)
