@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from repblocks.algebra.kernel import ConvKernel
 from repblocks.blocks._base import RepBlock, deployed_conv, kernel_of
 from repblocks.blocks._registry import create_block
-from repblocks.branches import ConvShape
+from repblocks.branches import ConvShape, Size
 from repblocks.errors import ConfigurationError
 
 
@@ -79,6 +80,21 @@ def pointwise(
     before = {"norm_before": shape.pointwise(in_channels).norm()} if norm_first else {}
     block = create_block("plain", in_channels, out_channels, 1, ndim=ndim, activation=None)
     return {**before, "conv": block}
+
+
+def depthwise_block(name: str, dim: int, kernel_size: Size, ndim: int, **options: Any) -> nn.Module:
+    """Return a depthwise conv block without activation, for :class:`Affine`.
+
+    Args:
+        name: Of the conv block.
+        dim: C.
+        kernel_size: Odd numbers of taps.
+        ndim: Number of spatial axes.
+        options: What else the block shall have.
+    """
+    return create_block(
+        name, dim, dim, kernel_size, groups=dim, ndim=ndim, activation=None, **options
+    )
 
 
 def hidden_channels(dim: int, ratio: float, name: str = "mlp_ratio") -> int:

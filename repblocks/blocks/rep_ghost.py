@@ -22,8 +22,8 @@ from typing import final
 
 from torch import Tensor, nn
 
-from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, hidden_channels, pointwise
+from repblocks.blocks._registry import register_stage_block
+from repblocks.blocks._stage import Affine, StageBlock, depthwise_block, hidden_channels, pointwise
 from repblocks.blocks._tail import SqueezeExcite, create_activation
 from repblocks.branches import Size, Sum, check_count, check_flag
 
@@ -71,14 +71,11 @@ class RepGhostBlock(StageBlock):
         def depthwise(channels: int) -> Affine:
             name = "mobileone" if use_norm_branch else "plain"
             options = {"num_conv_branches": 1, "use_scale_branch": False}
-            block = create_block(
+            block = depthwise_block(
                 name,
                 channels,
-                channels,
                 kernel_size,
-                groups=channels,
-                ndim=ndim,
-                activation=None,
+                ndim,
                 execution=execution,
                 **(options if use_norm_branch else {}),
             )

@@ -19,11 +19,12 @@ from typing import final
 
 from torch import Tensor, nn
 
-from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._registry import register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
     create_drop_path,
+    depthwise_block,
     hidden_channels,
 )
 from repblocks.blocks._tail import create_activation
@@ -69,14 +70,11 @@ class RepMixerBlock(StageBlock):
         check_count("dim", dim)
         if layer_scale is not None:
             check_factor("layer_scale", layer_scale)
-        mixer = create_block(
+        mixer = depthwise_block(
             "mobileone",
             dim,
-            dim,
             kernel_size,
-            groups=dim,
-            ndim=ndim,
-            activation=None,
+            ndim,
             execution=execution,
             num_conv_branches=num_conv_branches,
         )
@@ -101,7 +99,7 @@ class RepMixerBlock(StageBlock):
 def _mlp(
     dim: int, hidden: int, kernel_size: Size, scale: float | None, activation: str, ndim: int
 ) -> nn.Sequential:
-    depthwise = create_block("plain", dim, dim, kernel_size, groups=dim, ndim=ndim, activation=None)
+    depthwise = depthwise_block("plain", dim, kernel_size, ndim)
     up = ConvShape.create(dim, hidden, 1, ndim=ndim).conv(bias=True)
     down = ConvShape.create(hidden, dim, 1, ndim=ndim).conv(bias=True)
     mlp = nn.Sequential()

@@ -19,11 +19,12 @@ from typing import final
 
 from torch import Tensor, nn
 
-from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._registry import register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
     create_drop_path,
+    depthwise_block,
     hidden_channels,
     pointwise,
 )
@@ -69,14 +70,11 @@ class RepLKBlock(StageBlock):
         super().__init__()
         check_count("dim", dim)
         wide = hidden_channels(dim, dw_ratio, "dw_ratio")
-        large = create_block(
+        large = depthwise_block(
             "large_kernel",
             wide,
-            wide,
             kernel_size,
-            groups=wide,
-            ndim=ndim,
-            activation=None,
+            ndim,
             execution=execution,
             small_kernel=small_kernel,
         )

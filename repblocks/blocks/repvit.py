@@ -16,8 +16,8 @@ from typing import final
 from torch import Tensor, nn
 
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.blocks._registry import create_block, register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock, hidden_channels, pointwise
+from repblocks.blocks._registry import register_stage_block
+from repblocks.blocks._stage import Affine, StageBlock, depthwise_block, hidden_channels, pointwise
 from repblocks.blocks._tail import SqueezeExcite, create_activation
 from repblocks.branches import Size, check_count, check_flag
 
@@ -59,14 +59,11 @@ class RepViTBlock(StageBlock):
         super().__init__()
         check_count("dim", dim)
         check_flag("zero_init", zero_init)
-        mixer = create_block(
+        mixer = depthwise_block(
             "repvgg_dw",
             dim,
-            dim,
             kernel_size,
-            groups=dim,
-            ndim=ndim,
-            activation=None,
+            ndim,
             execution=execution,
             legacy=legacy,
         )

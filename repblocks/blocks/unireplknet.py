@@ -21,11 +21,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._registry import register_stage_block
 from repblocks.blocks._stage import (
     Affine,
     StageBlock,
     create_drop_path,
+    depthwise_block,
     hidden_channels,
     pointwise,
 )
@@ -100,14 +101,11 @@ class UniRepLKNetBlock(StageBlock):
         shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
         is_dilated = max(shape.kernel_size) >= dilated_from
         # What a plain block has as its BatchNorm, a dilated one has after its sum.
-        kernels = create_block(
+        kernels = depthwise_block(
             "dilated_reparam" if is_dilated else "plain",
             dim,
-            dim,
             kernel_size,
-            groups=dim,
-            ndim=ndim,
-            activation=None,
+            ndim,
             execution=execution,
         )
         after = {"norm": shape.norm()} if is_dilated else {}
