@@ -166,3 +166,36 @@ def _concatenate(step: Step) -> Operation:
     operands = tuple(dict.fromkeys(tensors))
     join = "concat" if len(operands) == len(tensors) and axis == 1 else ""
     return Operation(operands, apply, Kind.OTHER, join=join)
+
+
+@operation(torch.sum, "sum")
+def _sum_of_stack(step: Step) -> Operation:
+    return sum_of_activations(step, [(term, 1) for term in _stacked(step)], _stack(step))
+
+
+@operation(torch.mean, "mean")
+def _mean_of_stack(step: Step) -> Operation:
+    terms = _stacked(step)
+    return sum_of_activations(step, [(term, 1 / len(terms)) for term in terms], _stack(step))
+
+
+def _stack(step: Step) -> tuple[Step, ...]:
+    return tuple(step.operands[:1])
+
+
+def _stacked(step: Step) -> Sequence[Step]:
+    """Return what is stacked along the axis that a step reduces."""
+    given = bind(step, "input", dim=None, keepdim=False, dtype=None)
+    stack, dim = given["input"], given["dim"]
+    dims = tuple(dim) if isinstance(dim, Sequence) else (dim,)
+    is_plain = not given["keepdim"] and given["dtype"] is None
+    if not isinstance(stack, Step) or stack.target is not torch.stack or not is_plain:
+        raise NotFoldable("A sum over an axis.")
+    stacked = bind(stack, "tensors", dim=0)
+    terms = stacked["tensors"]
+    if stack.shape is None or len(dims) != 1 or not all(isinstance(t, Step) for t in terms):
+        raise NotFoldable("A sum over other axes than that of a stack.")
+    if dims[0] is None or dims[0] % len(stack.shape) != stacked["dim"] % len(stack.shape):
+        raise NotFoldable("A sum over other axes than that of a stack.")
+    found: Sequence[Step] = terms
+    return found

@@ -26,7 +26,7 @@ from repblocks.folding.operation import numel
 from repblocks.folding.planning import ANY_PRICE, Plan, plan
 from repblocks.folding.programs import flows_of
 from repblocks.folding.pulling import Push
-from repblocks.folding.pushing import push, undo
+from repblocks.folding.pushing import BACK, FORWARD, push, undo
 from repblocks.folding.recording import evaluation_copy, view_of
 from repblocks.folding.region import Region
 from repblocks.folding.remaking import remade
@@ -159,9 +159,16 @@ class _Placing:
         """Return the same with more layers."""
         return replace(self, placed=[*self.placed, *more])
 
-    def holds(self, one: Push) -> bool:
-        """Tell whether all that was pushed back is taken in by layers."""
-        return set(one.parts) <= self.folded and self.sites.empties(one.step)
+    @property
+    def lost(self) -> list[Push]:
+        """What was moved to where no layer takes all of it in, at once or after further moves."""
+        gone, lost = set(self.folded), []
+        for one in reversed(self.pushed):
+            if gone.issuperset(one.parts) and self.sites.empties(one.step):
+                gone.add(one.step)
+            else:
+                lost.append(one)
+        return lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,19 +229,19 @@ def _batch(example_input: Any) -> int:
 
 
 def _plan_and_place(flow: Flow, region: Region, users: Users) -> _Placing:
-    """Plan a flow; push back what is left over, and plan anew until nothing changes."""
+    """Plan a flow; move what is left over back, then forward, until nothing changes."""
     result = _settle(flow, region, users, [])
-    tried: list[Push] = []
+    tried: set[Step] = set()
     while True:
-        new = push(flow, region, result.folded | {one.step for one in tried})
-        if not new:
+        before = len(tried)
+        for moves in (BACK, FORWARD):
+            while new := push(flow, region, result.folded | tried, moves):
+                tried |= {one.step for one in new}
+                result = _settle(flow, region, users, [*result.pushed, *new])
+            if lost := result.lost:
+                result = _settle(flow, region, users, undo(flow, region, result.pushed, lost))
+        if len(tried) == before:
             return result
-        tried += new
-        kept = [*result.pushed, *new]
-        result = _settle(flow, region, users, kept)
-        lost = [one for one in kept if not result.holds(one)]
-        if lost:
-            result = _settle(flow, region, users, undo(flow, region, kept, lost))
 
 
 def _settle(flow: Flow, region: Region, users: Users, pushed: list[Push]) -> _Placing:

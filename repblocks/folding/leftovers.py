@@ -9,7 +9,7 @@ from torch import nn
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import INPUT, Flow, Step, has_hooks, is_below
 from repblocks.folding.fold_report import LeftAlone, Reason
-from repblocks.folding.moves import is_view
+from repblocks.folding.moves import only_moves
 from repblocks.folding.operation import Kind
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Sites
@@ -145,7 +145,9 @@ def _obstacle(step: Step, region: Region) -> Iterable[tuple[Reason, str]]:
         return [(Reason.OTHER_READER, f"{step.path} is called several times.")]
     if step.is_opaque:
         return [(Reason.OPAQUE, "")]
-    if is_view(step):
-        return [(Reason.OPAQUE, "; ".join(region.reasons.get(step, [])))]
+    if only_moves(step):
+        unknown = [one for one in step.operands if one not in region.operations]
+        behind = [found for one in unknown for found in _obstacle(one, region)]
+        return behind or [(Reason.OPAQUE, "; ".join(region.reasons.get(step, [])))]
     # Between the positions that a transposed convolution reads, and around them, are zeros.
     return [(Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY, "")]

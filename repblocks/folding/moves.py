@@ -1,4 +1,4 @@
-"""Operations that only move values: views, slices, splits, shuffles, stacks that are summed.
+"""Operations that only move values: views, slices, splits, shuffles.
 
 What a view does to the channels is found by doing it once to the numbers of the channels.
 """
@@ -17,9 +17,8 @@ from repblocks.algebra.axis import Axis
 from repblocks.algebra.serial import compose
 from repblocks.algebra.special import zero_padding
 from repblocks.errors import NotFoldable
-from repblocks.folding.arithmetic import sum_of_activations
 from repblocks.folding.flow import Step, call, steps_in
-from repblocks.folding.operation import Kind, Located, Operation, bind
+from repblocks.folding.operation import Kind, Located, Operation
 from repblocks.folding.operations import identity, operation
 from repblocks.folding.resizing import larger, redo_larger
 
@@ -38,7 +37,6 @@ _VIEWS: set[Any] = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in 
 _SQUEEZES = {"squeeze", torch.squeeze}
 _SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
 _SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
-_STACKS = {torch.stack}
 
 
 @operation("clone", torch.clone, "contiguous", "detach")
@@ -73,7 +71,25 @@ def _view(step: Step) -> Operation:
 
 def is_view(step: Step) -> bool:
     """Tell whether a step is a view."""
-    return step.module is None and step.target in _VIEWS
+    return step.module is None and (step.target in _VIEWS or _adds_axes(step))
+
+
+def _adds_axes(step: Step) -> bool:
+    """Tell whether a step is ``x[:, :, None]`` or the like, which is another unsqueeze."""
+    if step.target is not operator.getitem:
+        return False
+    item: Any = step.args[1]
+    items = item if isinstance(item, tuple) else (item,)
+    kept = [one for one in items if one is not None]
+    is_whole = all(
+        one is Ellipsis or (isinstance(one, slice) and one == slice(None)) for one in kept
+    )
+    return len(kept) < len(items) and is_whole
+
+
+def only_moves(step: Step) -> bool:
+    """Tell whether a step only puts values elsewhere, known where or not: it is linear."""
+    return is_view(step) or step.target in (torch.cat, torch.concat, torch.stack)
 
 
 def _chain_of_views(step: Step) -> list[Step]:
@@ -194,8 +210,14 @@ def _item(step: Step) -> Operation:
     source, item = step.args
     if not isinstance(source, Step):
         raise NotFoldable("An item of something that is no activation.")
+    if _adds_axes(step):
+        return _view(step)
     if source.target in _SPLITS and isinstance(item, int):
         return _part_of_split(source, item)
+    return _slice(source, item)
+
+
+def _slice(source: Step, item: Any) -> Operation:
     if source.shape is None:
         raise NotFoldable("A slice of an unknown shape.")
     items: tuple[Any, ...] = item if isinstance(item, tuple) else (item,)
@@ -251,36 +273,3 @@ def _part_of_split(split: Step, item: int) -> Operation:
     if part.ndim != len(source.shape) or not is_whole or not part.numel():
         raise NotFoldable("A split along another axis than the channels.")
     return _selection(source, order, [], (split,))
-
-
-@operation(torch.sum, "sum")
-def _sum_of_stack(step: Step) -> Operation:
-    return sum_of_activations(step, [(term, 1) for term in _stacked(step)], _stack(step))
-
-
-@operation(torch.mean, "mean")
-def _mean_of_stack(step: Step) -> Operation:
-    terms = _stacked(step)
-    return sum_of_activations(step, [(term, 1 / len(terms)) for term in terms], _stack(step))
-
-
-def _stack(step: Step) -> tuple[Step, ...]:
-    return tuple(step.operands[:1])
-
-
-def _stacked(step: Step) -> Sequence[Step]:
-    """Return what is stacked along the axis that a step reduces."""
-    given = bind(step, "input", dim=None, keepdim=False, dtype=None)
-    stack, dim = given["input"], given["dim"]
-    dims = tuple(dim) if isinstance(dim, Sequence) else (dim,)
-    is_plain = not given["keepdim"] and given["dtype"] is None
-    if not isinstance(stack, Step) or stack.target not in _STACKS or not is_plain:
-        raise NotFoldable("A sum over an axis.")
-    stacked = bind(stack, "tensors", dim=0)
-    terms = stacked["tensors"]
-    if stack.shape is None or len(dims) != 1 or not all(isinstance(t, Step) for t in terms):
-        raise NotFoldable("A sum over other axes than that of a stack.")
-    if dims[0] is None or dims[0] % len(stack.shape) != stacked["dim"] % len(stack.shape):
-        raise NotFoldable("A sum over other axes than that of a stack.")
-    found: Sequence[Step] = terms
-    return found

@@ -1,56 +1,46 @@
 """Move a scale and shift of each channel to where layers take it in.
 
 Back through a concatenation or a sum: ``norm(cat(a, b))`` is ``cat(norm_a(a), norm_b(b))``, and of
-a sum each term takes the scale and the first one the shift. Or forward through what averages or
-picks positions: ``pool(norm(x))`` is ``norm(pool(x))``. Or back from a slice to the whole.
+a sum each term takes the scale and the first one the shift; back through an average of positions or
+a view that keeps the channels; or back from a slice to the whole. Or forward through what averages
+or picks positions: ``pool(norm(x))`` is ``norm(pool(x))``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from repblocks.errors import NotFoldable
 from repblocks.folding.fanning import fan
 from repblocks.folding.flow import Flow, Step
-from repblocks.folding.operation import Kind, numel
+from repblocks.folding.moves import channels_after, is_view
+from repblocks.folding.operation import Kind, Operation, numel
 from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
 from repblocks.folding.pulling import Push, moved_step, pull, spread
 from repblocks.folding.region import Region
 
-
-def push(flow: Flow, region: Region, folded: set[Step]) -> list[Push]:
-    """Move what was not folded and can be; the flow and the region are changed.
-
-    What can go back to a layer does so first: of several slices of one value only one at a time.
-    """
-    for moves in ((_push, spread), (fan, pull)):
-        found = _moves(flow, region, folded, moves)
-        if found:
-            break
-    if found:
-        region.describe(flow, dict(region.operations))
-    return found
+Move = Callable[[Flow, Region, Step], Push]
 
 
-def _moves(
-    flow: Flow, region: Region, folded: set[Step], moves: Sequence[Callable[..., Push]]
-) -> list[Push]:
+def push(flow: Flow, region: Region, settled: Set[Step], moves: Sequence[Move]) -> list[Push]:
+    """Move what is not settled and can be; the flow and the region are changed."""
     found: list[Push] = []
     for step, operation in list(region.operations.items()):
         is_scale = operation.kind in (Kind.NORM, Kind.SCALE) and operation.macs > 0
         join = operation.operands[0]
         taken = any(join is other.join for other in found)
-        if is_scale and step not in folded and not taken:
+        if is_scale and step not in settled and not taken:
             found += _moved(flow, region, step, moves)
+    if found:
+        region.describe(flow, dict(region.operations))
     return found
 
 
-def _moved(
-    flow: Flow, region: Region, step: Step, moves: Sequence[Callable[..., Push]]
-) -> list[Push]:
+def _moved(flow: Flow, region: Region, step: Step, moves: Sequence[Move]) -> list[Push]:
     for move in moves:
         try:
             return [move(flow, region, step)]
@@ -79,7 +69,7 @@ def _is_pushable(join: Step, step: Step, region: Region) -> bool:
     operation = region.operations.get(join)
     return (
         operation is not None
-        and operation.join != ""
+        and (operation.join != "" or is_view(join))
         and join not in region.required
         and set(region.readers[join]) == {step}
         and all(_takes_in(branch, join, region) for branch in operation.operands)
@@ -107,7 +97,7 @@ def _push(flow: Flow, region: Region, step: Step) -> Push:
         raise NotFoldable("It does not follow branches that take it in.")
     of_join = region.operations[join]
     arithmetic = scale_and_shift(of_step, join)
-    factor, shift = arithmetic
+    factor, shift = _before_view(join, of_join, *arithmetic) if is_view(join) else arithmetic
     parts: list[Step] = []
     start = 0
     for branch in of_join.operands:
@@ -134,7 +124,24 @@ def _push(flow: Flow, region: Region, step: Step) -> Push:
     return Push(step, join, tuple(parts), before)
 
 
+def _before_view(
+    view: Step, operation: Operation, factor: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return scale and shift ``(C,)`` as they are before a view that keeps each channel whole."""
+    (operand,) = operation.operands
+    order = channels_after(view, operand.shape or ())
+    if len(set(order.tolist())) != len(factor) or len(order) != _channels(operand):
+        raise NotFoldable("A view that takes the channels apart.")
+    places = order.argsort()
+    return factor[places], shift[places]
+
+
 def _channels(step: Step) -> int:
     if step.shape is None or len(step.shape) < 2:
         raise NotFoldable("Its shape is not known.")
     return step.shape[1]
+
+
+#: What can go back to a layer does so first: of several slices of one value only one at a time.
+BACK: Sequence[Move] = (_push, spread)
+FORWARD: Sequence[Move] = (fan, pull)

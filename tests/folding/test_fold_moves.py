@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from call_tape import executed
 from torch import nn
 from truth import calibrate, relative_error
 
 from repblocks.folding.fold import fold, multiply_adds
+from repblocks.folding.fold_report import Reason
 
 EXACT = 1e-12
 
@@ -258,3 +260,46 @@ def test_a_squeeze_of_what_is_one_at_every_size_is_passed(pooled):
     )
     assert count(folded_exactly(norm, *shape), nn.BatchNorm1d) == 0
     folded_exactly(model, *shape)
+
+
+BEHIND = {
+    "a pool and a flattening": lambda m, x: m.flat(m.pool(m.first(x)).flatten(1)),
+    "two pools": lambda m, x: m.norm(
+        m.pool(nn.functional.avg_pool2d(m.first(x), 2, ceil_mode=True))
+    ),
+    "a pool of a sum": lambda m, x: m.norm(m.pool(m.first(x) + m.second(x))),
+    "a pool of a concatenation": lambda m, x: m.both(
+        m.pool(torch.cat([m.first(x) - m.second(x), m.second(x.relu())], dim=1))
+    ),
+    "new axes": lambda m, x: m.norm(m.first(x).mean((2, 3))[:, :, None, None]),
+    "new axes after an ellipsis": lambda m, x: m.norm(
+        m.pool(m.first(x)).flatten(1)[..., None, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_a_norm_goes_back_through_a_chain_to_the_layers_that_take_it_in(name):
+    modules = {
+        "first": nn.Conv2d(4, 5, 3),
+        "second": nn.Conv2d(4, 5, 3),
+        "pool": nn.AdaptiveAvgPool2d(1),
+        "flat": nn.BatchNorm1d(5),
+        "norm": nn.BatchNorm2d(5),
+        "both": nn.BatchNorm2d(10),
+    }
+    model = Code(lambda m, x: BEHIND[name](m, x).relu(), **modules)
+    result = folded_exactly(model, 3, 4, 8, 7)
+    x = torch.randn(3, 4, 8, 7, dtype=torch.float64)
+    assert executed(result, x)["norms"] == 0
+    assert not [one for one in result.fold_report.left if one.reason != Reason.UNUSED]
+
+
+def test_a_norm_that_no_layer_takes_in_at_the_end_of_a_chain_stays_where_it_was():
+    def code(m, x):
+        return m.norm(m.pool(torch.cat([m.first(x), x.relu()], dim=1)).flatten(1)).relu()
+
+    modules = {"first": nn.Conv2d(4, 5, 1), "pool": nn.AdaptiveAvgPool2d(1)}
+    result = folded_exactly(Code(code, **modules, norm=nn.BatchNorm1d(9)), 3, 4, 5, 6)
+    assert isinstance(result.norm, nn.BatchNorm1d)
+    assert [one.site for one in result.fold_report.left] == ["norm"]

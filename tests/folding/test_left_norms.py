@@ -37,6 +37,20 @@ def conv(padding=0, kernel_size=1, **options):
 
 NORM = nn.BatchNorm2d(3)
 SHARED = nn.Sequential(conv(), nn.BatchNorm2d(3))
+
+
+class Product(nn.Module):
+    """A norm of a product of activations that lost an axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.norm((y.unsqueeze(-2) @ y.unsqueeze(-1)).squeeze(-2)).relu()
+
+
 CASES = {
     "between activations": (nn.Sequential(nn.ReLU(), NORM, nn.ReLU()), {Reason.NONLINEARITY}),
     "before padding": (
@@ -64,6 +78,7 @@ CASES = {
         nn.Sequential(nn.Linear(4, 5), NORM, nn.ReLU()),
         {Reason.NONLINEARITY, Reason.COST},
     ),
+    "after a squeezed product": (Product(), {Reason.NONLINEARITY}),
     "no statistics": (
         nn.Sequential(conv(), nn.BatchNorm2d(3, track_running_stats=False)),
         {Reason.STATISTICS},
