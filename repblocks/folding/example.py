@@ -73,7 +73,7 @@ def _run(step: Step, watch: Watch) -> list[Call]:
         versions = [tensor._version for tensor in read]
         recorder = _Recorder(step, watch)
         with recorder:
-            step.value = call(step.target, _mutable(args), _mutable(kwargs))
+            step.value = call(step.target, mutable(args), mutable(kwargs))
         step.mutates = frozenset(
             _storage(t) for t, old in zip(read, versions, strict=True) if t._version != old
         )
@@ -90,13 +90,13 @@ def _run(step: Step, watch: Watch) -> list[Call]:
     return found
 
 
-def _mutable(structure: Any) -> Any:
+def mutable(structure: Any) -> Any:
     """Copy lists and dicts, which a graph keeps immutable, as what is called may change its own."""
     if isinstance(structure, dict):
-        return {key: _mutable(value) for key, value in structure.items()}
+        return {key: mutable(value) for key, value in structure.items()}
     if isinstance(structure, list):
-        return [_mutable(value) for value in structure]
-    return tuple(map(_mutable, structure)) if type(structure) is tuple else structure
+        return [mutable(value) for value in structure]
+    return tuple(map(mutable, structure)) if type(structure) is tuple else structure
 
 
 def _current(read: Step, changed: Mapping[int, Step], flow: Flow) -> Step:

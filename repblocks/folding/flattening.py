@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -14,22 +15,38 @@ from repblocks.folding.tracing import Activation, RankError, Tracing
 from repblocks.folding.watching import Watch
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of modules before they are traced, by their identity.
+
+    Args:
+        apart: Those that have a program of their own.
+        refused: Those that are not to be looked into, and why.
+    """
+
+    apart: Set[int] = frozenset()
+    refused: Mapping[int, str] = field(default_factory=dict)
+
+
+NOTHING = Known()
+
+
 def flatten(
     path: str,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     problem: str = "",
-    apart: Set[int] = frozenset(),
+    known: Known = NOTHING,
     examples: Mapping[int, Sequence[Any]] | None = None,
 ) -> Flow:
     """Write down what ``module(*args, **kwargs)`` does; tensors among the arguments are inputs.
 
     A module whose code cannot be traced, or for which a problem is given, is one opaque step, whose
-    ``problem`` says why; so is each call of the modules that have a program apart, by identity.
-    Examples are values of the activations that modules read, likewise.
+    ``problem`` says why; so is each call of a module that has a program apart, or is refused.
+    Examples are values of the activations that modules read, by the identity of those.
     """
-    builder = _Builder(apart, examples or {})
+    builder = _Builder(known, examples or {})
     args, kwargs = map_aggregate((args, dict(kwargs)), builder.as_input)
     if problem:
         output = builder.opaque(module, args, kwargs, path, None, problem)
@@ -43,10 +60,10 @@ _ONLY_NAMES = (nn.Sequential, nn.Flatten, nn.Unflatten, nn.DataParallel, fx.Grap
 
 
 class _Builder:
-    def __init__(self, apart: Set[int], examples: Mapping[int, Sequence[Any]]) -> None:
+    def __init__(self, known: Known, examples: Mapping[int, Sequence[Any]]) -> None:
         self._examples = examples
         self.steps: list[Step] = []
-        self._apart = apart
+        self._known = known
         self.watch = Watch()
         self.tracing = Tracing(self.watch)
 
@@ -99,14 +116,13 @@ class _Builder:
     ) -> Any:
         module = scope.module.get_submodule(name)
         path = join(scope.path, name)
-        if id(module) in self._apart:
+        if id(module) in self._known.apart:
             step = self.opaque(module, args, kwargs, path, scope, "It is called several times.")
             step.is_apart = True
             return step
-        if has_hooks(module):
-            return self.opaque(module, args, kwargs, path, scope, "It has hooks.")
-        if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:
-            return self.opaque(module, args, kwargs, path, scope, "Its class overrides __call__.")
+        problem = self._known.refused.get(id(module)) or _obstacle(module)
+        if problem:
+            return self.opaque(module, args, kwargs, path, scope, problem)
         return self.visit(path, module, args, kwargs, scope)
 
     def visit(
@@ -144,6 +160,7 @@ class _Builder:
         """Write down a call of a module that is not looked into."""
         step = self._step(module, args, kwargs, path, scope)
         step.is_opaque, step.problem = True, problem
+        step.is_refused = id(module) in self._known.refused
         return step
 
     def _step(
@@ -152,6 +169,15 @@ class _Builder:
         step = Step(len(self.steps), target, args, kwargs, path, scope)
         self.steps.append(step)
         return step
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Say why a module is not looked into; empty if it may be."""
+    if has_hooks(module):
+        return "It has hooks."
+    if not isinstance(module, fx.GraphModule) and type(module).__call__ != nn.Module.__call__:
+        return "Its class overrides __call__."
+    return ""
 
 
 def _symbol(leaf: Any) -> Any:

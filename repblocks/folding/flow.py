@@ -73,6 +73,7 @@ class Step:
         scope: Whose trace it is in; None for an input.
         is_opaque: A module whose code could not be traced, or must not be looked into.
         is_apart: An opaque module with a program of its own, as it is called several times.
+        is_refused: An opaque module that must stay as it is.
         problem: Why it is opaque.
         needs_example: It is opaque as its code asks how many sizes a shape has.
         shape: Of its output in the example; None if that is no tensor or there was no example.
@@ -92,6 +93,7 @@ class Step:
     scope: Scope | None
     is_opaque: bool = False
     is_apart: bool = False
+    is_refused: bool = False
     problem: str = ""
     needs_example: bool = False
     shape: tuple[int, ...] | None = None

@@ -7,35 +7,39 @@ compute; the result is compared with a float64 run of the original.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from repblocks.errors import RepblocksError
+from repblocks.errors import VerificationError
+from repblocks.folding.accepting import check_example, check_model, unchanged
 from repblocks.folding.borrowing import memory_of_weights, own
 from repblocks.folding.carrying import carried, carry
 from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
-from repblocks.folding.planning import ANY_PRICE, Plan, plan
+from repblocks.folding.placing import Placing, plan_and_place
+from repblocks.folding.planning import ANY_PRICE
 from repblocks.folding.programs import flows_of
-from repblocks.folding.pulling import Push
-from repblocks.folding.pushing import BACK, FORWARD, push, undo
 from repblocks.folding.recording import evaluation_copy, view_of
+from repblocks.folding.refusing import refuse
 from repblocks.folding.region import Region
 from repblocks.folding.remaking import remade
-from repblocks.folding.rewriting import Placed, place, put, rewrite
-from repblocks.folding.sites import Emptied, Sites
+from repblocks.folding.rewriting import Placed, put, rewrite
+from repblocks.folding.sites import Emptied
 from repblocks.folding.state import WritesToWeightsError
-from repblocks.folding.transposed import TakenIn, transposed
+from repblocks.folding.transposed import TakenIn
 from repblocks.folding.users import Users
 from repblocks.folding.verification import verify as verify_fold
+
+#: torch.fx, and the watch over what code reads, change torch's modules for all threads.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @torch.inference_mode(mode=False)
@@ -52,7 +56,8 @@ def fold(
         model: Any module, in any mode; it is not changed.
         example_input: A tensor, or a tuple of the model's positional arguments. Without it only
             what needs no shape is folded, and nothing is verified.
-        verify: Compare the result with a float64 run of the original.
+        verify: Compare the result with a float64 run of the original, and at another size of the
+            input with a run in its own dtype.
         fewest_layers: Count layers before multiply-adds: low-rank pairs, separable convolutions and
             branches of different kernels become one layer each, which costs more; the report says
             how much. A shortcut around several layers stays: to expand it is a matter of those
@@ -64,42 +69,43 @@ def fold(
         is the :class:`~repblocks.folding.fold_report.FoldReport`.
 
     Raises:
-        VerificationError: if the result is not the same function.
+        ConfigurationError: if the model is no module or has no values, or the example does not fit.
+        VerificationError: if it cannot be told that the result is the same function. Where a part
+            is seen not to be, at the example or at another size, that part is left as it is.
         RepblocksError: if the model's weights were changed (its copies share memory with it).
     """
-    versions = _versions(model)
-    analysis = _Analysis.of(model, example_input, ANY_PRICE if fewest_layers else 0)
-    placed = [one for part in analysis.parts for one in part.placed]
-    emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
-    taken_in = [one for part in analysis.parts for one in part.taken_in]
-    for one in taken_in:
-        put(analysis.model, one.conv.path, one.layer())
-    emptied += [gone for one in taken_in for gone in one.emptied]
-    folded = rewrite(analysis.model, placed, emptied)
-    carry(analysis.attributes, folded)
-    own(folded, memory_of_weights(model))
-    report = replace(analysis.report, parameters_after=_parameters(folded))
-    if verify and example_input is not None:
-        report = replace(report, verification=verify_fold(model, folded, example_input))
-    _check_unchanged(versions, _versions(model))
+    check_model(model)
+    if example_input is not None:
+        check_example(model, example_input)
+    price = ANY_PRICE if fewest_layers else 0
+    refused: dict[str, str] = {}
+    with unchanged(model), _ONE_AT_A_TIME:
+        while True:
+            folded, report = _rewritten(_Analysis.of(model, example_input, price, refused))
+            if not verify or example_input is None:
+                break
+            try:
+                verification = verify_fold(model, folded, example_input)
+            except VerificationError as error:
+                refused |= refuse(model, refused, error)
+            else:
+                report = replace(report, verification=verification)
+                break
     folded.fold_report = report  # type: ignore[assignment] # no tensor and no module
     return folded
 
 
-def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Note which tensors a model holds, and how often each was written to."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {k: (id(t), 0 if t.is_inference() else t._version) for k, t in tensors.items()}
-
-
-def _check_unchanged(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]]) -> None:
-    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    if changed:
-        raise RepblocksError(
-            f"'{changed[0]}' of the input model was changed while it was folded "
-            f"({len(changed)} of {len(before)} tensors). Its copies must share no memory with it: "
-            "check its __deepcopy__ and what its forward writes to."
-        )
+def _rewritten(analysis: _Analysis) -> tuple[nn.Module, FoldReport]:
+    placed = [one for part in analysis.parts for one in part.placed]
+    emptied = [Emptied(p.step, p.join) for part in analysis.parts for p in part.pushed]
+    taken_in = [one for part in analysis.parts for one in part.taken_in]
+    for one in taken_in:
+        put(analysis.twin, one.conv.path, one.layer())
+    emptied += [gone for one in taken_in for gone in one.emptied]
+    folded = rewrite(analysis.twin, placed, emptied)
+    carry(analysis.attributes, folded)
+    own(folded, memory_of_weights(analysis.model))
+    return folded, replace(analysis.report, parameters_after=_parameters(folded))
 
 
 def explain(
@@ -113,78 +119,28 @@ def explain(
 
 def multiply_adds(model: nn.Module, example_input: Any) -> int:
     """Return what :class:`FoldReport` says of a model, without a fold."""
-    _, flows = _programs(model, example_input)
+    _, flows = _programs(model, example_input, {})
     operations = [pair for flow in flows for pair in Region.of(flow).operations.items()]
     return sum(o.macs for step, o in operations if not step.is_opaque) // _batch(example_input)
 
 
 @dataclass(frozen=True, eq=False)
-class _Placing:
-    """One flow with its plan."""
-
-    flow: Flow
-    region: Region
-    plan: Plan
-    placed: list[Placed]
-    pushed: list[Push]
-    sites: Sites
-
-    @cached_property
-    def folded(self) -> set[Step]:
-        """The steps that are computed at once."""
-        return {step for one in self.placed for step in one.candidate.interior}
-
-    @cached_property
-    def taken_in(self) -> list[TakenIn]:
-        """What transposed convolutions take in besides."""
-        return list(transposed(self.region, self.folded, self.sites))
-
-    @property
-    def done(self) -> set[Step]:
-        """All steps that are gone."""
-        return self.folded.union(*(one.scales for one in self.taken_in))
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds; those of an opaque module that stays are counted where it is planned."""
-        known = self.region.operations.items()
-        return sum(o.macs for step, o in known if not step.is_opaque or step in self.folded)
-
-    @property
-    def whole(self) -> list[str]:
-        """The opaque modules that are gone."""
-        return [step.path for step in self.folded if step.is_opaque]
-
-    def with_all(self, more: Iterable[Placed]) -> _Placing:
-        """Return the same with more layers."""
-        return replace(self, placed=[*self.placed, *more])
-
-    @property
-    def lost(self) -> list[Push]:
-        """What was moved to where no layer takes all of it in, at once or after further moves."""
-        gone, lost = set(self.folded), []
-        for one in reversed(self.pushed):
-            if gone.issuperset(one.parts) and self.sites.empties(one.step):
-                gone.add(one.step)
-            else:
-                lost.append(one)
-        return lost
-
-
-@dataclass(frozen=True, eq=False)
 class _Analysis:
     model: nn.Module
-    parts: list[_Placing]
+    twin: nn.Module
+    parts: list[Placing]
     report: FoldReport
     attributes: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, model: nn.Module, example_input: Any, layer_price: int) -> _Analysis:
-        twin, flows = _programs(model, example_input)
+    def of(
+        cls, model: nn.Module, example_input: Any, layer_price: int, refused: Mapping[str, str]
+    ) -> _Analysis:
+        twin, flows = _programs(model, example_input, refused)
         users = Users.of(twin, flows)
         regions = [Region.of(flow, layer_price) for flow in flows]
         planned = zip(flows, regions, strict=True)
-        parts = _outermost([_plan_and_place(*part, users) for part in planned])
+        parts = _outermost([plan_and_place(*part, users) for part in planned])
         borrowed = memory_of_weights(model)
         parts = [part.with_all(remade(part.sites, twin, part.folded, borrowed)) for part in parts]
         batch = _batch(example_input)
@@ -201,23 +157,29 @@ class _Analysis:
             count + sum(one.parameters_after - one.parameters_before for one in folded),
             tuple(step.path for part in parts for step in part.plan.heuristic),
         )
-        return cls(twin, parts, report, carried(twin, users.names.keys()))
+        return cls(model, twin, parts, report, carried(twin, users.names.keys()))
 
 
-def _programs(model: nn.Module, example_input: Any) -> tuple[nn.Module, list[Flow]]:
+def _programs(
+    model: nn.Module, example_input: Any, refused: Mapping[str, str]
+) -> tuple[nn.Module, list[Flow]]:
     """Copy a model, and return the copy with its programs.
 
     The weights are not copied, as most are replaced, unless the model's code changes them.
     """
     try:
         twin = view_of(model)
-        return twin, flows_of(twin, example_input, memory_of_weights(model))
+        return twin, flows_of(twin, example_input, memory_of_weights(model), _in(twin, refused))
     except WritesToWeightsError:
         twin = evaluation_copy(model)
-        return twin, flows_of(twin, example_input)
+        return twin, flows_of(twin, example_input, refused=_in(twin, refused))
 
 
-def _outermost(parts: list[_Placing]) -> list[_Placing]:
+def _in(model: nn.Module, refused: Mapping[str, str]) -> dict[int, str]:
+    return {id(model.get_submodule(path)): why for path, why in refused.items()}
+
+
+def _outermost(parts: list[Placing]) -> list[Placing]:
     """Drop the programs of what is inside a module that is gone as a whole."""
     gone = [path for part in parts for path in part.whole]
     return [part for part in parts if not any(is_below(part.flow.path, path) for path in gone)]
@@ -226,35 +188,6 @@ def _outermost(parts: list[_Placing]) -> list[_Placing]:
 def _batch(example_input: Any) -> int:
     sizes = [x.shape[0] for x in tree_leaves(example_input) if isinstance(x, Tensor) and x.ndim]
     return max(1, sizes[0]) if sizes else 1
-
-
-def _plan_and_place(flow: Flow, region: Region, users: Users) -> _Placing:
-    """Plan a flow; move what is left over back, then forward, until nothing changes."""
-    result = _settle(flow, region, users, [])
-    tried: set[Step] = set()
-    while True:
-        before = len(tried)
-        for moves in (BACK, FORWARD):
-            while new := push(flow, region, result.folded | tried, moves):
-                tried |= {one.step for one in new}
-                result = _settle(flow, region, users, [*result.pushed, *new])
-            if lost := result.lost:
-                result = _settle(flow, region, users, undo(flow, region, result.pushed, lost))
-        if len(tried) == before:
-            return result
-
-
-def _settle(flow: Flow, region: Region, users: Users, pushed: list[Push]) -> _Placing:
-    """Plan a region; where there is no place for a layer, plan anew without it."""
-    sites = Sites(flow, region, users)
-    while True:
-        chosen = plan(region)
-        placed, refused = place(sites, chosen)
-        if not refused:
-            return _Placing(flow, region, chosen, placed, pushed, sites)
-        for step, reason in refused.items():
-            region.candidates[step].remove(chosen.chosen[step])
-            region.unplaced |= dict.fromkeys(chosen.chosen[step].interior, reason)
 
 
 def _describe(one: Placed, region: Region, batch: int) -> FoldedRegion:

@@ -35,11 +35,13 @@ VIEWS: tuple[str, ...] = (
 VIEWS += ("contiguous", "reshape_as", "view_as", "swapaxes", "movedim")
 _VIEWS: set[Any] = {*VIEWS, *(getattr(torch, name) for name in VIEWS if name in dir(torch))}
 _SQUEEZES = {"squeeze", torch.squeeze}
-_SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, torch.unbind}
-_SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split", "unbind"}
+_OTHER_MOVES = {torch.cat, torch.concat, torch.stack, torch.detach, "detach"}
+_UNBINDS = {torch.unbind, "unbind"}
+_SPLITS: set[Any] = {torch.chunk, torch.split, torch.tensor_split, *_UNBINDS}
+_SPLITS |= {"chunk", "split", "split_with_sizes", "tensor_split"}
 
 
-@operation("clone", torch.clone, "contiguous", "detach")
+@operation("clone", torch.clone, "contiguous")
 def _same(step: Step) -> Operation:
     return identity(step.args[0])
 
@@ -89,7 +91,7 @@ def _adds_axes(step: Step) -> bool:
 
 def only_moves(step: Step) -> bool:
     """Tell whether a step only puts values elsewhere, known where or not: it is linear."""
-    return is_view(step) or step.target in (torch.cat, torch.concat, torch.stack)
+    return is_view(step) or step.target in _OTHER_MOVES
 
 
 def _chain_of_views(step: Step) -> list[Step]:
@@ -267,9 +269,17 @@ def _part_of_split(split: Step, item: int) -> Operation:
     source = split.args[0]
     if not isinstance(source, Step) or source.shape is None or len(source.shape) < 2:
         raise NotFoldable("A split of an unknown shape.")
+    if _split_axis(split) % len(source.shape) != 1:
+        raise NotFoldable("A split along another axis than the channels.")
     part = _redo(split, _along(torch.arange(source.shape[1]), source.shape, 1))[item]
     order = part.movedim(1, 0).flatten(1)[:, 0] if part.ndim > 1 and part.numel() else part
     is_whole = part.shape[:1] == source.shape[:1] and part.shape[2:] == source.shape[2:]
     if part.ndim != len(source.shape) or not is_whole or not part.numel():
-        raise NotFoldable("A split along another axis than the channels.")
+        raise NotFoldable("A split that takes the channels apart.")
     return _selection(source, order, [], (split,))
+
+
+def _split_axis(split: Step) -> Any:
+    place = 1 if split.target in _UNBINDS else 2
+    default = split.args[place] if len(split.args) > place else 0
+    return split.kwargs.get("dim", split.kwargs.get("axis", default))

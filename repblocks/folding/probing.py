@@ -47,6 +47,8 @@ def probe(step: Step) -> Operation:
     Raises:
         NotFoldable: if it is no convolution, or too large to find out.
     """
+    if step.is_refused:
+        raise NotFoldable(step.problem)
     probed = _Probed(step)
     macs = probed.macs()
     probed.check_work(macs, 2 * _STRIDES * probed.ndim)

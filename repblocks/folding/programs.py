@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,32 +18,39 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
-from repblocks.folding.example import Call, run_example
+from repblocks.folding.example import Call, mutable, run_example
 from repblocks.folding.faithful import is_faithful
-from repblocks.folding.flattening import flatten
+from repblocks.folding.flattening import Known, flatten
 from repblocks.folding.flow import Flow, Step, enclosing, steps_in
+from repblocks.folding.recording import parts
 from repblocks.folding.state import reading_only
 from repblocks.folding.tracing import Activation
 
 
-def flows_of(model: nn.Module, example_input: Any, borrowed: Set[int] = frozenset()) -> list[Flow]:
+def flows_of(
+    model: nn.Module,
+    example_input: Any,
+    borrowed: Set[int] = frozenset(),
+    refused: Mapping[int, str] | None = None,
+) -> list[Flow]:
     """Trace a model in evaluation mode, and below it what has a program by itself.
 
-    What stands in several programs gets one by itself in turn.
+    What stands in several programs gets one by itself in turn. Refused modules are not looked
+    into: each, by identity, with the reason.
 
     Raises:
         WritesToWeightsError: if its code would change borrowed memory.
     """
-    apart: frozenset[int] = frozenset()
+    known = Known(refused=refused or {})
     while True:
-        flows = _flows(model, example_input, borrowed, apart)
-        several = apart.union(_repeated(flows))
-        if several == apart:
+        flows = _flows(model, example_input, borrowed, known)
+        several = known.apart | set(_repeated(flows))
+        if several == known.apart:
             return flows
-        apart = several
+        known = replace(known, apart=several)
 
 
-def _flows(model: nn.Module, example_input: Any, borrowed: Set[int], apart: Set[int]) -> list[Flow]:
+def _flows(model: nn.Module, example_input: Any, borrowed: Set[int], known: Known) -> list[Flow]:
     flows: list[Flow] = []
     waiting: dict[int, list[Call]] = {
         id(model): [Call("", model, _arguments(model, example_input), {})]
@@ -50,7 +58,7 @@ def _flows(model: nn.Module, example_input: Any, borrowed: Set[int], apart: Set[
     while waiting:
         calls = waiting.pop(_outermost(waiting))
         with reading_only(borrowed if example_input is not None else frozenset()):
-            ran, found = _programs(calls, apart, has_example=example_input is not None)
+            ran, found = _programs(calls, known, has_example=example_input is not None)
         flows += ran
         for call in found:
             if any(call.module.children()):
@@ -68,21 +76,31 @@ def _outermost(waiting: Mapping[int, Sequence[Call]]) -> int:
 
 
 def _programs(
-    calls: Sequence[Call], apart: Set[int], *, has_example: bool
+    calls: Sequence[Call], known: Known, *, has_example: bool
 ) -> tuple[list[Flow], list[Call]]:
     """Return the program of a module, and the calls in it of modules with programs of their own.
 
     A module that does something else in each call has one for each of them, of a single step: what
     it calls is folded by itself.
     """
-    flow = _flow(calls, apart)
+    problem = known.refused.get(id(calls[0].module)) or _objects(calls)
+    flow = None if problem else _flow(calls, known)
     if flow is not None:
-        return _run(flow, calls, apart) if has_example else ([flow], [])
-    flows = [_untraced(call, "It is called in ways that differ.") for call in calls]
+        return _run(flow, calls, known) if has_example else ([flow], [])
+    flows = [
+        _untraced(call, known, problem or "It is called in ways that differ.") for call in calls
+    ]
     found = [inside for flow in flows for inside in run_example(flow)[0]]
     for flow in flows:
         flow.forget()
     return flows, found
+
+
+def _objects(calls: Sequence[Call]) -> str:
+    """Name what calls are given that may hold activations where no trace sees them."""
+    leaves = [leaf for call in calls for leaf in tree_leaves((call.args, dict(call.kwargs)))]
+    found = next((x for x in leaves if not isinstance(x, Tensor) and parts(x)), None)
+    return f"It is called with a {type(found).__name__} that holds tensors." if found else ""
 
 
 def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
@@ -93,7 +111,7 @@ def _arguments(model: nn.Module, example_input: Any) -> tuple[Any, ...]:
     return tuple(Activation() for _ in required)
 
 
-def _flow(calls: Sequence[Call], apart: Set[int]) -> Flow | None:
+def _flow(calls: Sequence[Call], known: Known) -> Flow | None:
     """Return the program of a module, if it is the same for all its calls.
 
     What a trace sees of activations is only where they stand; what its operations do depends on
@@ -102,9 +120,9 @@ def _flow(calls: Sequence[Call], apart: Set[int]) -> Flow | None:
     first, *others = calls
     if any(_kinds(other) != _kinds(first) for other in others):
         return None
-    flow, seen = _traced(first, apart), _seen(first)
+    flow, seen = _traced(first, known), _seen(first)
     unlike = (other for other in others if not _is_same(_seen(other), seen))
-    return flow if all(_is_same_program(flow, _traced(other, apart)) for other in unlike) else None
+    return flow if all(_is_same_program(flow, _traced(other, known)) for other in unlike) else None
 
 
 def _kinds(call: Call) -> list[Any]:
@@ -123,19 +141,17 @@ def _seen(call: Call) -> Any:
     return map_aggregate((call.args, dict(call.kwargs)), stand_in)
 
 
-def _traced(
-    call: Call, apart: Set[int], examples: Mapping[int, Sequence[Any]] | None = None
-) -> Flow:
-    flow = flatten(call.path, call.module, *_copies(call), apart=apart, examples=examples)
+def _traced(call: Call, known: Known, examples: Mapping[int, Sequence[Any]] | None = None) -> Flow:
+    flow = flatten(call.path, call.module, *_copies(call), known=known, examples=examples)
     repeated = set(_repeated([flow]))
     if not repeated:
         return flow
-    apart = repeated | apart
-    return flatten(call.path, call.module, *_copies(call), apart=apart, examples=examples)
+    known = replace(known, apart=repeated | known.apart)
+    return flatten(call.path, call.module, *_copies(call), known=known, examples=examples)
 
 
-def _untraced(call: Call, problem: str) -> Flow:
-    return flatten(call.path, call.module, *_copies(call), problem)
+def _untraced(call: Call, known: Known, problem: str) -> Flow:
+    return flatten(call.path, call.module, *_copies(call), problem, known)
 
 
 def _repeated(flows: Sequence[Flow]) -> Iterator[int]:
@@ -149,19 +165,19 @@ def _repeated(flows: Sequence[Flow]) -> Iterator[int]:
             yield id(scope.module)
 
 
-def _run(flow: Flow, calls: Sequence[Call], apart: Set[int]) -> tuple[list[Flow], list[Call]]:
+def _run(flow: Flow, calls: Sequence[Call], known: Known) -> tuple[list[Flow], list[Call]]:
     """Run the example; where the code does not do what its trace does, the module is opaque."""
     call, *others = calls
     found, output = run_example(flow)
     examples: dict[int, Sequence[Any]] = {}
     while new := _examples(flow, examples):
         examples.update(new)
-        flow = _traced(call, apart, examples)
+        flow = _traced(call, known, examples)
         found, output = run_example(flow)
-    written = partial(_traced, apart=apart, examples=examples)
+    written = partial(_traced, known=known, examples=examples)
     if not is_faithful(flow, output, call.module, *_copies(call)):
         problem = "Its code does something else with tensors than with symbols."
-        written = partial(_untraced, problem=problem)
+        written = partial(_untraced, known=known, problem=problem)
         flow = written(call)
         found, _ = run_example(flow)
     if any(step.is_opaque for step in flow.steps):
@@ -189,7 +205,8 @@ def _copies(call: Call) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         (call.args, dict(call.kwargs)),
         lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf,
     )
-    return copied
+    args, kwargs = copied
+    return mutable(args), mutable(kwargs)
 
 
 def _is_same_program(one: Flow, other: Flow) -> bool:

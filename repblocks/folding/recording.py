@@ -53,10 +53,11 @@ def copied(model: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Modul
     computed = {id(t): t.detach().clone() for t in held.values() if not t.is_leaf}
     try:
         return copy.deepcopy(model, {**computed, **(known or {})})
-    except RuntimeError as error:
+    except Exception as error:  # whatever the copying of an attribute raises
         raise RepblocksError(
-            "The model cannot be copied, and a fold changes a copy only. Where it keeps a tensor "
-            f"that was computed with gradients, detach or delete that before. Torch says: {error}"
+            "The model cannot be copied, and a fold changes a copy only. Where it keeps a lock, a "
+            "file, a generator or a tensor that was computed with gradients, detach or delete that "
+            f"before. copy.deepcopy says: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -180,8 +181,10 @@ def other(inputs: Any, spread: float | None = None) -> Any:
     generator = torch.Generator().manual_seed(0)
 
     def change(x: Any) -> Any:
-        if not isinstance(x, Tensor) or x.is_complex():
+        if not isinstance(x, Tensor):
             return x
+        if x.is_complex():
+            return torch.view_as_complex(change(torch.view_as_real(x.resolve_conj())))
         if not x.is_floating_point():  # Another order of the same values: still valid indices.
             order = torch.randperm(x.numel(), generator=generator, device="cpu").to(x.device)
             return x.flatten()[order].view(x.shape)

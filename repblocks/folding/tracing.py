@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from repblocks.errors import RepblocksError
+from repblocks.errors import NotFoldable, RepblocksError
 from repblocks.folding.state import constant, memory_of, restored
 from repblocks.folding.symbols import Symbol, call, functions_of_symbols, has_symbol, is_size
 from repblocks.folding.watching import Watch, watched
@@ -128,6 +128,14 @@ class Tracing(fx.Tracer):
         return self._at_work.getattr(attr, attr_val, parameter_proxy_cache)
 
 
+def _modes() -> Any:
+    """Return what a ``with`` in code may change for the operations in it."""
+    devices = ("cpu", "cuda")
+    return torch.is_inference_mode_enabled(), *(
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) for device in devices
+    )
+
+
 class _Tracer(fx.Tracer):
     """Writes down one call of one module."""
 
@@ -151,6 +159,7 @@ class _Tracer(fx.Tracer):
         self._is_evaluating = False
         self._call = (args, dict(kwargs))
         self._watch = watch
+        self._modes = _modes()
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         self._own = {id(tensor): name for name, tensor in own}
         self.placeholders: list[fx.Node] = []
@@ -171,6 +180,11 @@ class _Tracer(fx.Tracer):
         proxy = self.create_proxy("placeholder", f"x{len(self.placeholders)}", (), {})
         self.placeholders.append(proxy.node)
         return proxy
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise NotFoldable("Its code changes how torch computes for a part of it.")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return Symbol(node, self)

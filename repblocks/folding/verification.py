@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from repblocks.errors import VerificationError
+from repblocks.folding.another_size import check_another_size
 from repblocks.folding.changes import changes, self_folded
 from repblocks.folding.parting import first_difference
 from repblocks.folding.piecewise import Piecewise, judge
@@ -56,7 +57,8 @@ def verify(
     on its own as well, because a later layer may hide what it lost. If the output does not depend
     on the input, or its shape depends on values (detections), each change must stand in a module
     that agrees on its own. Weights are widened where they are used: there is no float64 copy of
-    the models. Both models, their modes and the global random state stay as they are.
+    the models. Both models, their modes and the global random state stay as they are. If the
+    original takes an input of another size, they must be alike there too.
 
     Args:
         model: The original.
@@ -84,6 +86,8 @@ def verify(
         raise _relocated(error, first) from error
     if reference.is_stable and reference.has_signal:
         count += _check_blocks(reference, pieces)
+    if reference.is_stable:
+        check_another_size(reference, model, folded, tolerance)
     scale = overall.max_abs / overall.max_rel if overall.max_rel else _scale(reference)
     return Verification(
         **asdict(replace(overall, own_rms_rel=_largest(reference.own) / scale)),

@@ -38,7 +38,7 @@ SUMS = {*ADDITIONS, "sub", "sub_", "__rsub__", "rsub", "stack"}
 SLICES = {"__getitem__", "piece", "chunk", "split", "tensor_split", "narrow", "unbind"}
 MOVES = {
     *["view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze"],
-    *["unsqueeze", "contiguous", "clone", "to", "type_as", "float", "double", "detach", "expand"],
+    *["unsqueeze", "contiguous", "clone", "to", "type_as", "float", "double", "expand"],
     *["dropout", "neg", "batch_norm", "cat", "concat", "mean", "sum", "adaptive_avg_pool1d"],
     *["adaptive_avg_pool2d", "adaptive_avg_pool3d"],
 }

@@ -1,0 +1,99 @@
+"""Plan one program and find places for its layers, moving scales and shifts to where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from repblocks.folding.flow import Flow, Step
+from repblocks.folding.planning import Plan, plan
+from repblocks.folding.pulling import Push
+from repblocks.folding.pushing import BACK, FORWARD, push, undo
+from repblocks.folding.region import Region
+from repblocks.folding.rewriting import Placed, place
+from repblocks.folding.sites import Sites
+from repblocks.folding.transposed import TakenIn, transposed
+from repblocks.folding.users import Users
+
+
+@dataclass(frozen=True, eq=False)
+class Placing:
+    """One flow with its plan."""
+
+    flow: Flow
+    region: Region
+    plan: Plan
+    placed: list[Placed]
+    pushed: list[Push]
+    sites: Sites
+
+    @cached_property
+    def folded(self) -> set[Step]:
+        """The steps that are computed at once."""
+        return {step for one in self.placed for step in one.candidate.interior}
+
+    @cached_property
+    def taken_in(self) -> list[TakenIn]:
+        """What transposed convolutions take in besides."""
+        return list(transposed(self.region, self.folded, self.sites))
+
+    @property
+    def done(self) -> set[Step]:
+        """All steps that are gone."""
+        return self.folded.union(*(one.scales for one in self.taken_in))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds; those of an opaque module that stays are counted where it is planned."""
+        known = self.region.operations.items()
+        return sum(o.macs for step, o in known if not step.is_opaque or step in self.folded)
+
+    @property
+    def whole(self) -> list[str]:
+        """The opaque modules that are gone."""
+        return [step.path for step in self.folded if step.is_opaque]
+
+    def with_all(self, more: Iterable[Placed]) -> Placing:
+        """Return the same with more layers."""
+        return replace(self, placed=[*self.placed, *more])
+
+    @property
+    def lost(self) -> list[Push]:
+        """What was moved to where no layer takes all of it in, at once or after further moves."""
+        gone, lost = set(self.folded), []
+        for one in reversed(self.pushed):
+            if gone.issuperset(one.parts) and self.sites.empties(one.step):
+                gone.add(one.step)
+            else:
+                lost.append(one)
+        return lost
+
+
+def plan_and_place(flow: Flow, region: Region, users: Users) -> Placing:
+    """Plan a flow; move what is left over back, then forward, until nothing changes."""
+    result = _settle(flow, region, users, [])
+    tried: set[Step] = set()
+    while True:
+        before = len(tried)
+        for moves in (BACK, FORWARD):
+            while new := push(flow, region, result.folded | tried, moves):
+                tried |= {one.step for one in new}
+                result = _settle(flow, region, users, [*result.pushed, *new])
+            if lost := result.lost:
+                result = _settle(flow, region, users, undo(flow, region, result.pushed, lost))
+        if len(tried) == before:
+            return result
+
+
+def _settle(flow: Flow, region: Region, users: Users, pushed: list[Push]) -> Placing:
+    """Plan a region; where there is no place for a layer, plan anew without it."""
+    sites = Sites(flow, region, users)
+    while True:
+        chosen = plan(region)
+        placed, refused = place(sites, chosen)
+        if not refused:
+            return Placing(flow, region, chosen, placed, pushed, sites)
+        for step, reason in refused.items():
+            region.candidates[step].remove(chosen.chosen[step])
+            region.unplaced |= dict.fromkeys(chosen.chosen[step].interior, reason)
