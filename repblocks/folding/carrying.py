@@ -6,6 +6,7 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.graph_module import _USER_PRESERVED_ATTRIBUTES_KEY
 
 _PLAIN = (bool, int, float, complex, str, type(None))
 
@@ -66,5 +67,12 @@ def carry(attributes: Mapping[str, Mapping[str, Any]], folded: nn.Module) -> Non
     """Set attributes on the modules that now stand at their paths."""
     after = dict(folded.named_modules(remove_duplicate=False))
     for path in attributes.keys() & after.keys():
-        for name, value in attributes[path].items():
-            held_by(after[path]).setdefault(name, value)
+        for name in attributes[path].keys() - held_by(after[path]).keys():
+            attach(after[path], name, attributes[path][name])
+
+
+def attach(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute that copies of a module have too: a graph copies only those it is told."""
+    held_by(module)[name] = value
+    if isinstance(module, fx.GraphModule):
+        module.meta.setdefault(_USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value

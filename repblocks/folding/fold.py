@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from repblocks.errors import VerificationError
 from repblocks.folding.accepting import check_example, check_model, unchanged
 from repblocks.folding.borrowing import memory_of_weights, own
-from repblocks.folding.carrying import carried, carry
+from repblocks.folding.carrying import attach, carried, carry
 from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
@@ -91,7 +91,7 @@ def fold(
             else:
                 report = replace(report, verification=verification)
                 break
-    folded.fold_report = report  # type: ignore[assignment] # no tensor and no module
+    attach(folded, "fold_report", report)
     return folded
 
 

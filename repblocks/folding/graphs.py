@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from repblocks.folding.arguments import take_arguments, takes_one_argument
+from repblocks.folding.carrying import attach
 from repblocks.folding.flow import Scope, Step, is_below, join
 
 
@@ -119,7 +120,7 @@ def _module(scope: Scope, added: Mapping[str, nn.Module], removed: Sequence[str]
     for name, value in vars(module).items():
         # A graph has attributes of its own, whatever those of the module mean.
         if name not in vars(result) and not isinstance(vars(fx.GraphModule).get(name), property):
-            object.__setattr__(result, name, value)
+            attach(result, name, value)
     return result.eval()
 
 

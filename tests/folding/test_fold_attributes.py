@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -161,3 +162,35 @@ def test_names_of_the_new_layer_keep_a_part():
     model.part.stride = 3
     result = folded_exactly(model, image())
     assert isinstance(result.part.norm, nn.BatchNorm2d)
+
+
+class Gated(nn.Module):
+    """A part that becomes a graph: what it computes at once is no module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches, self.stride = Branches(), 2
+
+    def forward(self, x):
+        return (self.branches.three(x) + self.branches.one(x)).relu() * x
+
+
+class Multiplied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.part = Gated()
+
+    def forward(self, x):
+        return self.part(x) * self.part.stride
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_of_a_graph_keep_what_is_read_of_it(copied):
+    model = Multiplied().double().eval()
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    folded = fold(model, x)
+    assert type(folded.part) is not Gated
+    with torch.no_grad():
+        assert relative_error(copied(folded)(x), model(x)) < EXACT
+    graph = fold(model.part, x)
+    assert copied(graph).fold_report == graph.fold_report
