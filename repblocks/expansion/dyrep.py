@@ -127,7 +127,7 @@ def weak_branches(block: ConvBlock, threshold: float = 0.1, *, grown: bool = Fal
     ends = {name: last_with_rows(branch) for name, branch in summed(block).items()}
     sizes = {name: end.weight.abs().mean().item() for name, end in ends.items() if scales(end)}
     least = threshold * max(sizes.values(), default=0.0)
-    others = {id(branch) for branch in _main(block).others}
+    others = {id(branch) for branch in changing_branch(block).others}
     return [
         name
         for name, size in sizes.items()
@@ -146,7 +146,7 @@ def cut_(block: ConvBlock, branches: Collection[str]) -> None:
         ConfigurationError: if the block has no such branch beside its main one.
         NotFoldable: as :func:`grow_`.
     """
-    main, own = _main(block), summed(block)
+    main, own = changing_branch(block), summed(block)
     others = [name for name, branch in own.items() if any(branch is b for b in main.others)]
     unknown = sorted(set(branches) - set(others))
     if unknown:
@@ -166,7 +166,7 @@ def _take_in_(block: ConvBlock, new: Mapping[str, nn.Module]) -> MainBranch:
     hold_sum_(block)
     summed(block).update(new)
     try:
-        return _main(block)
+        return changing_branch(block)
     except NotFoldable:
         for name in new:
             del summed(block)[name]
@@ -174,8 +174,16 @@ def _take_in_(block: ConvBlock, new: Mapping[str, nn.Module]) -> MainBranch:
         raise
 
 
-def _main(block: ConvBlock) -> MainBranch:
-    """Return the main branch, if it can take anything."""
+def changing_branch(block: ConvBlock) -> MainBranch:
+    """Return the main branch of a block, which takes what the others leave of its kernel.
+
+    Args:
+        block: In training form.
+
+    Raises:
+        ConfigurationError: if it is in deployed form.
+        NotFoldable: if there is none, or one whose BatchNorm scales a channel by 0.
+    """
     tree_of(block)
     main = main_branch(block)
     if not all(bool(norm.weight.all()) for norm in main.norms):
