@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -129,22 +130,25 @@ class DyRep(pl.Callback):
             rank_zero_only(_logger.info)(f"DyRep {'; '.join(changes)}.")
 
     def _cut(self, blocks: Sequence[ConvBlock], path: str) -> Sequence[str]:
-        if not any(map(is_grown, summed(blocks[0]))) or not _can_change(blocks, path):
+        if not any(map(is_grown, summed(blocks[0]))):
             return ()
-        weak = weak_branches(blocks[0], self.threshold, grown=True)
-        for block in blocks if weak else ():
-            cut_(block, weak)
-        return weak
+        with _left_where_impossible(path):
+            _check(blocks)
+            weak = weak_branches(blocks[0], self.threshold, grown=True)
+            for block in blocks if weak else ():
+                cut_(block, weak)
+            return weak
+        return ()
 
     def _grow(
         self, networks: Sequence[nn.Module], path: str, images: Tensor, epoch: int
     ) -> Sequence[str]:
         names: tuple[str, ...] = ()
-        if _can_change([_block(network, path) for network in networks], path):
+        with _left_where_impossible(path), torch.random.fork_rng(devices=[]):
+            _check([_block(network, path) for network in networks])
             for network in networks:
-                with torch.random.fork_rng():
-                    torch.manual_seed(self.seed + epoch)
-                    names = grow_(network, path, self.branches, [images])
+                torch.default_generator.manual_seed(self.seed + epoch)
+                names = grow_(network, path, self.branches, [images])
         return names
 
     @override
@@ -164,15 +168,18 @@ def _classifier(pl_module: pl.LightningModule) -> ImageClassifier:
     return pl_module
 
 
-def _can_change(blocks: Sequence[ConvBlock], path: str) -> bool:
-    """Tell whether the main branches of a block and its average take what others leave."""
+@contextmanager
+def _left_where_impossible(path: str) -> Iterator[None]:
     try:
-        for block in blocks:
-            changing_branch(block)
+        yield
     except NotFoldable as error:
         rank_zero_only(_logger.warning)(f"DyRep leaves {path} as it is: {error}")
-        return False
-    return True
+
+
+def _check(blocks: Sequence[ConvBlock]) -> None:
+    """Check that a block and its average can change, before one of them does."""
+    for block in blocks:
+        changing_branch(block)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, ConvBlock]]:

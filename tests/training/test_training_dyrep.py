@@ -147,6 +147,19 @@ def test_weak_branches_are_cut(tmp_path):
     assert sum(map(len, grown(model))) == 1
 
 
+def test_blocks_that_cannot_grow_are_left(tmp_path, caplog):
+    model = network()
+    model[0] = create_block("do_conv", 1, 8, 3, stride=2)
+    nn.init.zeros_(model[1].branches.norm.weight)
+    frozen = model[1].branches.norm.requires_grad_(False)
+    before = list(model.state_dict())
+    run(tmp_path, DyRep(1, num_blocks=2), model=model, epochs=2)
+    assert not frozen.weight.any()
+    assert list(model.state_dict()) == before
+    assert "DyRep leaves 0 as it is: DOConvBlock has no branch" in caplog.text
+    assert "DyRep leaves 1 as it is: A BatchNorm of the main branch of Plain" in caplog.text
+
+
 def test_refit_keeps_the_state_of_what_stays():
     model = network()
     optimizer = torch.optim.SGD(parameter_groups(model, 0.1), lr=0.1, momentum=0.9)
