@@ -41,7 +41,7 @@ def set_to_kernel_(block: ConvBlock, kernel: ConvKernel) -> None:
     main = main_branch(block)
     with torch.no_grad(), evaluating(block):
         for branch in main.others:
-            _shrink_(branch, kernel)
+            shrink_(branch, kernel)
         for norm in filter(is_batch_norm, block.modules()):
             if norm.num_batches_tracked is not None:
                 # The statistics are meant to be as they are: nothing shall warn of them.
@@ -83,20 +83,26 @@ def solve_(block: ConvBlock, kernel: ConvKernel) -> None:
         last.bias.copy_(last.bias.to(like) - _bias(rest, like) + _bias(kernel, like))
 
 
-def _shrink_(branch: nn.Module, kernel: ConvKernel) -> None:
-    """Make the kernel of a branch small beside the whole, by what it ends in."""
-    last = _last_with_rows(branch)
+def shrink_(branch: nn.Module, kernel: ConvKernel, share: float = SHARE) -> None:
+    """Make the kernel of a branch small beside the whole, by what it ends in.
+
+    Args:
+        branch: Of the shape of the whole, in evaluation mode.
+        kernel: The whole.
+        share: Norm of the kernel of the branch as a share of that of the whole.
+    """
+    last = last_with_rows(branch)
     if last is None:
         return
     like = torch.empty(0, dtype=torch.float64, device=kernel.weight.device)
     own = apply(branch, AffineMap.identity(kernel.in_channels), like).with_axes(len(kernel.axes))
     size = _row_norms(ConvKernel.from_affine(own, like))
-    factor = torch.where(size > 0, SHARE * _row_norms(kernel) / size, 1.0)
+    factor = torch.where(size > 0, share * _row_norms(kernel) / size, 1.0)
     for parameter in last.parameters():
         parameter.mul_(factor.view(-1, *(1,) * (parameter.ndim - 1)))
 
 
-def _last_with_rows(branch: nn.Module) -> nn.Module | None:
+def last_with_rows(branch: nn.Module) -> nn.Module | None:
     """Return the last step of a branch, if its parameters have a row for each output channel."""
     while isinstance(branch, nn.Sequential) and len(branch) > 0:
         branch = branch[-1]

@@ -18,6 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.expansion import match_branches_
 
 _logger = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def check_weights(
 
 
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_head: bool) -> None:
-    """Load weights into a network, in place.
+    """Load weights into a network, in place; its blocks get the branches that were grown.
 
     Args:
         model: The network.
@@ -259,8 +260,9 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, new_head
             it is, and a line of the log says so.
 
     Raises:
-        CheckpointError: if they do not fit; the network is unchanged.
+        CheckpointError: if they do not fit; the weights are unchanged.
     """
+    match_branches_(model, state_dict)
     kept = check_weights(model, state_dict, new_head=new_head)
     if kept:
         rank_zero_only(_logger.info)(f"Another number of classes: {', '.join(kept)} start new.")

@@ -16,6 +16,7 @@ from torch import nn
 
 from repblocks.data import ImageDataModule
 from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.expansion import match_branches_
 from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
 from repblocks.training.claiming import CHECKPOINTS, METRICS, claimed
 from repblocks.training.classifier import ImageClassifier
@@ -52,6 +53,7 @@ def _resumed_step(
 ) -> int:
     """Check that a checkpoint fits before anything starts, and give its number of updates."""
     raw = read_checkpoint(ckpt_path).raw
+    match_branches_(classifier, raw["state_dict"])
     check_weights(classifier, raw["state_dict"])
     try:
         num_done = raw["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
