@@ -25,6 +25,7 @@ class TrainConfig:
     channels_last: bool
     compile: bool
     execution: Literal["auto", "branchwise", "merged", "weight_space"]
+    anneal_share: float
     non_finite_patience: int
     checkpoint_every_n_steps: int | None
     keep_step_checkpoints: int

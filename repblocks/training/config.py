@@ -135,6 +135,9 @@ class TrainingConfig:
     compile: bool = False
     # How blocks compute their branches: "auto", "branchwise", "merged" or "weight_space".
     execution: str = "auto"
+    # The share of the updates in which blocks that want it (vanilla) are annealed; what follows
+    # trains the function that is deployed.
+    anneal_share: float = 0.5
     # Stop after so many updates in a row whose loss is not finite; single ones are left out.
     non_finite_patience: int = 3
     # Write a checkpoint every so many updates, besides those at the end of an epoch; None: do not.
@@ -154,6 +157,7 @@ class TrainingConfig:
             seed=(0 <= self.seed < 2**32, "in [0, 2**32)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             ema_decay=(self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)"),
+            anneal_share=(0 < self.anneal_share <= 1, "in (0, 1]"),
             non_finite_patience=(self.non_finite_patience >= 1, "at least 1"),
             checkpoint_every_n_steps=(every is None or every >= 1, "None or at least 1"),
             keep_step_checkpoints=(keep == -1 or keep >= 1, "-1 or at least 1"),

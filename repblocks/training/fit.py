@@ -16,6 +16,7 @@ from torch import nn
 
 from repblocks.data import ImageDataModule
 from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.training.annealing import Annealing
 from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
 from repblocks.training.claiming import CHECKPOINTS, METRICS, claimed
 from repblocks.training.classifier import ImageClassifier
@@ -97,13 +98,14 @@ def _callbacks(
     config: TrainingConfig, trainer: Mapping[str, Any], output: Path, folder: Path
 ) -> list[pl.Callback]:
     every = _count(trainer, "log_every_n_steps", _LOG_EVERY_N_STEPS)
+    annealing = Annealing(config.anneal_share)
+    has_validation = trainer.get("limit_val_batches") not in (0, 0.0)
     return [
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
+        annealing,
         MetricsLog(output / METRICS, every),
-        *checkpoint_callbacks(
-            config, folder, has_validation=trainer.get("limit_val_batches") not in (0, 0.0)
-        ),
+        *checkpoint_callbacks(config, folder, annealing, has_validation=has_validation),
     ]
 
 
