@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+from math import cos, pi
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +14,7 @@ from torch import nn
 from typing_extensions import override
 
 from repblocks.blocks import RepBlock, anneal
+from repblocks.training.optimization import DECAYED
 
 
 def is_annealed(model: nn.Module) -> bool:
@@ -23,7 +25,60 @@ def is_annealed(model: nn.Module) -> bool:
     )
 
 
-class Annealing(pl.Callback):
+def _progress(trainer: pl.Trainer) -> float:
+    """Give the share of the updates that are done."""
+    return min(1.0, trainer.global_step / trainer.estimated_stepping_batches)
+
+
+class _SetBeforeEachUpdate(pl.Callback):
+    """Set something before the first update, and after each for the next."""
+
+    def set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set it; may be called at any time, and as often as one wants."""
+        raise NotImplementedError
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.set(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.set(trainer, pl_module)
+
+
+class DecayAnnealing(_SetBeforeEachUpdate):
+    """Change the weight decay along half a cosine, from its first value to its last.
+
+    Source:
+        Vasu et al., MobileOne, CVPR 2023, section 4.1, https://arxiv.org/abs/2206.04040
+
+    Args:
+        start: Before the first update.
+        end: After the last.
+    """
+
+    def __init__(self, start: float, end: float) -> None:
+        self.start = start
+        self.end = end
+
+    @override
+    def set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the decay of the next update."""
+        share = 0.5 * (1 + cos(pi * _progress(trainer)))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if group.get(DECAYED):
+                    group["weight_decay"] = self.end + (self.start - self.end) * share
+
+
+class Annealing(_SetBeforeEachUpdate):
     """Anneal the blocks that want it, and those of the averaged network alike.
 
     They are annealed completely before the end of training: what remains of it trains the function
@@ -38,25 +93,9 @@ class Annealing(pl.Callback):
         self.is_complete = True
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set what the first update needs."""
-        self._set(trainer, pl_module)
-
-    @override
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what the next update needs, before a checkpoint is written."""
-        self._set(trainer, pl_module)
-
-    def _set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if is_annealed(pl_module):
-            done = trainer.global_step / trainer.estimated_stepping_batches
-            progress = min(1.0, done / self.share)
+            progress = min(1.0, _progress(trainer) / self.share)
             anneal(pl_module, progress)
             self.is_complete = progress == 1
