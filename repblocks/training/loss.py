@@ -16,6 +16,7 @@ from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTarget
 from torch import Tensor
 from torch.nn import functional
 
+from repblocks.blocks import main_and_others
 from repblocks.errors import ConfigurationError
 from repblocks.training.config import DistillationConfig, MixConfig, TrainingConfig
 
@@ -49,26 +50,6 @@ def check_pairs(batch_size: int) -> None:
         )
 
 
-def main_and_others(outputs: Outputs) -> tuple[Tensor, list[Tensor]]:
-    """Take apart what a network returns: its scores, and those of other heads in training.
-
-    Args:
-        outputs: Scores ``(N, num_classes)``, or a list or tuple of them with the main ones first.
-
-    Raises:
-        ConfigurationError: if it is anything else.
-    """
-    found = [outputs] if isinstance(outputs, Tensor) else outputs
-    is_list = isinstance(found, list | tuple) and len(found) > 0
-    if not is_list or not all(isinstance(scores, Tensor) for scores in found):
-        raise ConfigurationError(
-            "A network must return scores (N, num_classes), or in training a list of them that "
-            f"starts with the main ones, got {type(outputs).__name__}."
-        )
-    main, *others = found
-    return main, others
-
-
 class Loss:
     """The loss of one batch.
 
@@ -89,12 +70,12 @@ class Loss:
         """Give the loss of one batch.
 
         Args:
-            outputs: Of the network; see ``main_and_others``.
+            outputs: Of the network: its scores, or a list that starts with the main ones.
             targets: Labels ``(N,)`` or their mixtures ``(N, num_classes)``.
             taught: The teacher's scores, if there is one.
 
         Raises:
-            ConfigurationError: as ``main_and_others``.
+            ConfigurationError: if the outputs are anything else.
         """
         main, others = main_and_others(outputs)
         loss = self.of_labels(main, targets)

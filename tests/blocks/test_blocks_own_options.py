@@ -239,21 +239,3 @@ def test_a_registered_name_belongs_to_one_class():
     with pytest.raises(ConfigurationError, match="'one' belongs to ReLU already"):
         registry.register("one")(nn.GELU)
     assert dict(registry) == {"one": nn.ReLU}
-
-
-def test_repvgg_with_factors_is_the_block_of_a_hyper_search():
-    torch.manual_seed(0)
-    block = create_block("repvgg", 6, 6, 3, scale=0.5).double()
-    branches = block.branches.sum
-    starts = {name: branch.scale.weight.unique().item() for name, branch in branches.items()}
-    assert starts == {"kxk": 0.5, "pointwise": 0.5, "identity": 1.0}
-    assert sum(isinstance(module, nn.BatchNorm2d) for module in block.modules()) == 1
-    for branch in branches.values():
-        nn.init.normal_(branch.scale.weight)
-    x = image()
-    truth = calibrate(block, x)(x)
-    block.switch_to_deploy()
-    assert relative_error(block(x), truth) < 1e-12
-    assert "identity" not in create_block("repvgg", 6, 6, 3, 2, scale=1.0).branches.sum
-    with pytest.raises(ConfigurationError, match="scale must be a number above 0, got 0"):
-        create_block("repvgg", 6, 6, 3, scale=0)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from repblocks.errors import CheckpointError, ConfigurationError, UnknownNameError
 from repblocks.training import DistillationConfig, ImageClassifier, MixConfig
-from repblocks.training.loss import Loss, main_and_others
+from repblocks.training.loss import Loss
 from repblocks.training.teacher import Teacher, build_teacher
 
 TARGETS = torch.tensor([0, 3, 2, 1, 0])
@@ -66,9 +66,7 @@ def test_binary_cross_entropy_takes_labels_and_their_mixtures():
 
 def test_other_outputs_are_refused():
     with pytest.raises(ConfigurationError, match="must return scores .* got dict"):
-        main_and_others({"main": torch.zeros(1)})
-    with pytest.raises(ConfigurationError, match="starts with the main ones, got list"):
-        main_and_others([])
+        Loss(tiny_config())({"main": torch.zeros(1)}, TARGETS, None)
 
 
 class Seen(nn.Module):
