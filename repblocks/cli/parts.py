@@ -12,7 +12,7 @@ from torch import nn
 
 from repblocks.cli.building import build, build_callback, build_data
 from repblocks.cli.composing import plain
-from repblocks.cli.networks import create_network, recipe
+from repblocks.cli.networks import create_network, is_new, recipe
 from repblocks.data import ImageDataModule
 from repblocks.errors import ConfigurationError
 from repblocks.training import (
@@ -62,7 +62,7 @@ def build_parts(config: DictConfig) -> Parts:
     training = _training(settings)
     pl.seed_everything(settings["seed"], verbose=False)  # the initial weights
     model = create_network(settings)
-    if isinstance(training.optimizer, RepOptimizerConfig) and settings["init_from"] is None:
+    if isinstance(training.optimizer, RepOptimizerConfig) and is_new(settings):
         start_from_branches(model, constants_of(model, training.optimizer))
     callbacks = settings["callbacks"].items()
     return Parts(

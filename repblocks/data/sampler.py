@@ -65,18 +65,13 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch, start = self.epoch, self.start
-        shown = self._repeated(self._order(epoch), epoch)[: self.num_samples]
-        return iter(shown[self.rank :: self.world_size][: len(self)][start:])
+        order = self._order(epoch)
+        mine = range(self.num_samples)[self.rank :: self.world_size][: len(self)][start:]
+        return iter([self._place(epoch, order, position) for position in mine])
 
-    def _repeated(self, order: list[int], epoch: int) -> list[tuple[int, ...]]:
-        if self.repeats == 1:
-            return [(epoch, index) for index in order]
-        distinct = order[: -(-self.num_samples // self.repeats)]
-        return [
-            (epoch, index, number) if number else (epoch, index)
-            for index in distinct
-            for number in range(self.repeats)
-        ]
+    def _place(self, epoch: int, order: list[int], position: int) -> tuple[int, ...]:
+        shown, number = divmod(position, self.repeats)
+        return (epoch, order[shown], number) if number else (epoch, order[shown])
 
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:

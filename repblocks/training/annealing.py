@@ -91,11 +91,14 @@ class Annealing(_SetBeforeEachUpdate):
     def __init__(self, share: float) -> None:
         self.share = share
         self.is_complete = True
+        self._is_needed: bool | None = None
 
     @override
     def set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set what the next update needs, before a checkpoint is written."""
-        if is_annealed(pl_module):
+        if self._is_needed is None:
+            self._is_needed = is_annealed(pl_module)
+        if self._is_needed:
             progress = min(1.0, _progress(trainer) / self.share)
             anneal(pl_module, progress)
             self.is_complete = progress == 1
