@@ -15,9 +15,10 @@ from typing import final
 
 from torch import nn
 
+from repblocks.algebra.normalization import is_batch_norm
 from repblocks.blocks._base import ConvBlock
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum, check_flag, normed_after_sum
+from repblocks.branches import ConvShape, Sum, check_factor, check_flag, normed_after_sum
 
 
 @final
@@ -26,19 +27,27 @@ class ACBlock(ConvBlock):
     """k x k, and for each axis a kernel with a single tap on it."""
 
     @classmethod
-    def build_branches(cls, shape: ConvShape, *, post_norm: bool = False) -> nn.Module:
+    def build_branches(
+        cls, shape: ConvShape, *, post_norm: bool = False, first_scale: float = 1.0
+    ) -> nn.Module:
         """Return the branches of section 3.1; the skeleton of an axis has a single tap on it.
 
         Args:
             shape: What the block replaces.
             post_norm: Whether one BatchNorm follows the sum, and the branches have none.
+            first_scale: What the scales of all BatchNorms start from; the official code takes one
+                third on CIFAR, so that the sum of three branches starts as large as one.
 
         Raises:
-            ConfigurationError: if an argument is of another type.
+            ConfigurationError: if an argument is of another type, or ``first_scale`` not above 0.
         """
         check_flag("post_norm", post_norm)
+        check_factor("first_scale", first_scale)
         branches = Sum({"square": shape.conv_norm()})
         for axis in range(shape.ndim):
             size = tuple(1 if i == axis else k for i, k in enumerate(shape.kernel_size))
             branches[f"skeleton{axis}"] = shape.resized(size).conv_norm()
-        return normed_after_sum(branches, shape) if post_norm else branches
+        tree = normed_after_sum(branches, shape) if post_norm else branches
+        for norm in filter(is_batch_norm, tree.modules()):
+            nn.init.constant_(norm.weight, first_scale)
+        return tree

@@ -14,9 +14,10 @@ from typing import final
 
 from torch import nn
 
+from repblocks.algebra.normalization import is_batch_norm
 from repblocks.blocks._base import ConvBlock
 from repblocks.blocks._registry import register_block
-from repblocks.branches import AveragePool, BatchNormPad, ConvShape, Pad, Sum
+from repblocks.branches import AveragePool, BatchNormPad, ConvShape, Pad, Sum, check_flag
 from repblocks.errors import ConfigurationError
 
 
@@ -26,22 +27,32 @@ class DiverseBranchBlock(ConvBlock):
     """Four branches of different depth; a depthwise block leaves out its dense 1 x 1."""
 
     @classmethod
-    def build_branches(cls, shape: ConvShape, *, internal_channels: int | None = None) -> nn.Module:
+    def build_branches(
+        cls, shape: ConvShape, *, internal_channels: int | None = None, single_start: bool = False
+    ) -> nn.Module:
         """Return the branches of figure 1.
 
         Args:
             shape: What the block replaces.
             internal_channels: Channels between the 1 x 1 and the k x k; None for those of the
                 input, twice as many in a depthwise block.
+            single_start: Whether all branches but k x k start from nothing: the scale of their
+                last BatchNorm is 0 (the official code's ``single_init``).
 
         Raises:
-            ConfigurationError: if the internal channels are no multiple of the groups.
+            ConfigurationError: if the internal channels are no multiple of the groups, or
+                ``single_start`` is neither true nor false.
         """
+        check_flag("single_start", single_start)
         branches = Sum({"kxk": shape.conv_norm()})
         if not shape.is_depthwise:
             branches["pointwise"] = shape.resized(1).conv_norm()
         branches["pointwise_kxk"] = _pointwise_kxk(shape, internal_channels)
         branches["pointwise_average"] = _pointwise_average(shape)
+        if single_start:
+            for name in branches.keys() - {"kxk"}:
+                *_, last = filter(is_batch_norm, branches[name].modules())
+                nn.init.zeros_(last.weight)
         return branches
 
 

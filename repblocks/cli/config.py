@@ -21,14 +21,23 @@ class TrainConfig:
     deploy: bool
     formats: list[str]
     label_smoothing: float
+    loss: Literal["cross_entropy", "binary_cross_entropy"]
+    auxiliary_weight: float
     ema_decay: float | None
+    ema_warmup: bool
     channels_last: bool
     compile: bool
     execution: Literal["auto", "branchwise", "merged", "weight_space"]
+    anneal_share: float
+    kernel_decay: float
+    adaptive_clip: float | None
+    repeated_augmentation: int
     non_finite_patience: int
     checkpoint_every_n_steps: int | None
     keep_step_checkpoints: int
     mix: Node
+    distillation: Node
+    resolution: Node
     data: Node
     model: Node
     block: Node

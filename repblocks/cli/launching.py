@@ -33,7 +33,10 @@ from repblocks.errors import (
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
 _OTHER = 2
-_PATHS = ("ckpt_path", "output", "init_from", "data.root", "model.weights")
+_PATHS = (
+    *("ckpt_path", "output", "init_from", "data.root", "model.weights"),
+    *("distillation.teacher", "distillation.weights", "optimizer.scales_from"),
+)
 _OPTIONAL = ("experiment", "debug")
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 

@@ -33,7 +33,7 @@ def create_network(settings: Mapping[str, Any]) -> nn.Module:
     name, options = node.get("block"), node.get("block_options") or {}
     if name is None:
         raise ConfigurationError("expand=true needs the block to expand into: block=NAME.")
-    if not (settings["init_from"] or node.get("weights") or node.get("pretrained")):
+    if is_new(settings):
         raise ConfigurationError(
             f"expand=true starts from a trained network: {', '.join(_TRAINED)}. For blocks with "
             "new weights leave expand out."
@@ -41,6 +41,12 @@ def create_network(settings: Mapping[str, Any]) -> nn.Module:
     trained = _started(build("model", {**node, "block": None, "block_options": None}), settings)
     images = itertools.islice(build_data(settings["data"]).train_dataloader(), _BATCHES)
     return expand(trained, name, images, **options)
+
+
+def is_new(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a run starts from random weights."""
+    node = settings["model"]
+    return not (settings["init_from"] or node.get("weights") or node.get("pretrained"))
 
 
 def recipe(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,20 @@ from torch import nn
 
 from repblocks.cli.building import build, build_callback, build_data
 from repblocks.cli.composing import plain
-from repblocks.cli.networks import create_network, recipe
+from repblocks.cli.networks import create_network, is_new, recipe
 from repblocks.data import ImageDataModule
 from repblocks.errors import ConfigurationError
-from repblocks.training import TrainingConfig
+from repblocks.training import (
+    RepOptimizerConfig,
+    TrainingConfig,
+    constants_of,
+    start_from_branches,
+)
 
 # What a network takes from the data where its node says null: its argument, and the fact.
 FACTS = {"num_classes": "num_classes", "in_chans": "in_channels"}
+
+_NODES = ("optimizer", "scheduler", "mix", "distillation", "resolution")
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ def build_parts(config: DictConfig) -> Parts:
     training = _training(settings)
     pl.seed_everything(settings["seed"], verbose=False)  # the initial weights
     model = create_network(settings)
+    if isinstance(training.optimizer, RepOptimizerConfig) and is_new(settings):
+        start_from_branches(model, constants_of(model, training.optimizer))
     callbacks = settings["callbacks"].items()
     return Parts(
         settings=settings,
@@ -87,7 +96,7 @@ def _check_facts(model: Mapping[str, Any], data: ImageDataModule) -> None:
 
 
 def _training(settings: Mapping[str, Any]) -> TrainingConfig:
-    nodes = {key: build(key, settings[key]) for key in ("optimizer", "scheduler", "mix")}
+    nodes = {key: build(key, settings[key]) for key in _NODES}
     known = {field.name for field in fields(TrainingConfig)}
     plain_values = {key: value for key, value in settings.items() if key in known}
     return TrainingConfig(**{**plain_values, **settings["logger"], **nodes})

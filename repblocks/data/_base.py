@@ -46,6 +46,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         interpolation: How evaluation resizes, in PIL's words.
         crop_pct: The share of the resized image that evaluation keeps.
         crop_mode: What evaluation keeps of an image that is not square, in timm's words.
+        repeats: How often an epoch of training shows each of its images; see ``EpochSampler``.
 
     Raises:
         ConfigurationError: if ``batch_size`` is not positive or ``num_workers`` is negative.
@@ -59,6 +60,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    repeats: int = 1
 
     def __init__(
         self,
@@ -140,6 +142,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             world_size=self._world_size,
             epoch=epoch,
             start=batch * self.batch_size,
+            repeats=self.repeats,
         )
         if len(sampler) < self.batch_size:
             raise ConfigurationError(
@@ -185,7 +188,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         changed = [
             f"{name} was {saved[name]} and is {value}"
             for name, value in self._order_settings.items()
-            if saved[name] != value
+            if saved.get(name, value) != value
         ]
         if changed and saved["batch"]:
             raise ConfigurationError(
@@ -203,6 +206,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             "batch_size": self.batch_size,
             "world_size": self._world_size,
             "num_samples": len(self._images["train"]),
+            "repeats": self.repeats,
         }
 
     @property

@@ -17,7 +17,7 @@ from repblocks.errors import DataError
 
 Transform = Callable[[Image.Image], Tensor]
 Labelled = tuple[Image.Image, int]
-Position = tuple[int, int] | int
+Position = tuple[int, ...] | int
 
 
 class Images(Protocol):
@@ -48,9 +48,9 @@ class ArrayImages:
 
 
 class TrainingImages(Dataset[tuple[Tensor, int]]):
-    """Augment each image as a function of the seed, the epoch and its index alone.
+    """Augment each image as a function of the seed, the epoch, its index and repetition alone.
 
-    It is indexed by the pairs of ``EpochSampler``. A bare index stands for epoch 0: Lightning's
+    It is indexed by what ``EpochSampler`` yields. A bare index stands for epoch 0: Lightning's
     ``overfit_batches`` puts a sequential sampler of its own in place of ours.
     """
 
@@ -73,9 +73,9 @@ class TrainingImages(Dataset[tuple[Tensor, int]]):
             return read_batch(self._augmented, positions)
 
     def _augmented(self, position: Position) -> tuple[Tensor, int]:
-        epoch, index = position if isinstance(position, tuple) else (0, position)
-        image, target = self.images[index]
-        seed_everything(self.seed, epoch, index)
+        place = position if isinstance(position, tuple) else (0, position)
+        image, target = self.images[place[1]]
+        seed_everything(self.seed, *place)
         return self.transform(image), target
 
 

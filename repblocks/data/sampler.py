@@ -11,7 +11,7 @@ from repblocks.data._seeding import seed_from
 from repblocks.errors import ConfigurationError
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[tuple[int, ...]]):
     """Yield the ``(epoch, index)`` pairs of one process, in an order given by seed and epoch.
 
     The pair reaches the data set, so that augmentation can depend on the epoch even in worker
@@ -27,6 +27,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         epoch: The epoch of the next pass, until ``set_epoch`` says otherwise.
         start: How many pairs the passes of this very ``epoch`` leave out, because they were
             consumed before training was interrupted. All other epochs are complete.
+        repeats: How often an epoch shows each of its images, in a row over the processes; it has
+            as many fewer of them. Pairs after an image's first become ``(epoch, index, number)``,
+            so that they are augmented otherwise (Hoffer et al., Augment Your Batch, CVPR 2020,
+            https://arxiv.org/abs/1901.09335).
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         world_size: int = 1,
         epoch: int = 0,
         start: int = 0,
+        repeats: int = 1,
     ) -> None:
         self.num_samples = num_samples
+        self.repeats = repeats
         self.seed = seed
         self.shuffle = shuffle
         self.rank = rank
@@ -57,10 +63,15 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """Return the pairs in a complete epoch, also when the next pass is the rest of one."""
         return self.num_samples // self.world_size
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         epoch, start = self.epoch, self.start
-        mine = self._order(epoch)[self.rank :: self.world_size][: len(self)]
-        return iter([(epoch, index) for index in mine[start:]])
+        order = self._order(epoch)
+        mine = range(self.num_samples)[self.rank :: self.world_size][: len(self)][start:]
+        return iter([self._place(epoch, order, position) for position in mine])
+
+    def _place(self, epoch: int, order: list[int], position: int) -> tuple[int, ...]:
+        shown, number = divmod(position, self.repeats)
+        return (epoch, order[shown], number) if number else (epoch, order[shown])
 
     def _order(self, epoch: int) -> list[int]:
         if not self.shuffle:

@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
+from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from repblocks.blocks import set_execution
 from repblocks.errors import ConfigurationError
-from repblocks.training.config import MixConfig, TrainingConfig
+from repblocks.training.config import TrainingConfig
+from repblocks.training.kernel_decay import kernel_penalty, penalised_names
+from repblocks.training.loss import Loss, build_mixing, check_pairs
 from repblocks.training.optimization import build_optimizer, build_scheduler
+from repblocks.training.teacher import Teacher
 
 Batch = tuple[Tensor, Tensor]
 
 
-def _averaged(model: nn.Module, decay: float) -> ModelEmaV3:
+def _averaged(model: nn.Module, decay: float, warmup: bool) -> ModelEmaV3:
     """Copy the network into timm's moving average, floating-point buffers included."""
-    average = ModelEmaV3(model, decay=decay, use_warmup=True)
+    average = ModelEmaV3(model, decay=decay, use_warmup=warmup)
     # Not trained itself. In training mode only so that Lightning does not warn about it at the
     # start: it puts everything into evaluation mode before it validates.
     return average.requires_grad_(False).train()
 
 
-def _mixing(config: MixConfig, label_smoothing: float, num_classes: int) -> Mixup | None:
-    """Build timm's mixup, or nothing."""
-    if not config.is_active:
-        return None
-    return Mixup(
-        mixup_alpha=config.mixup_alpha,
-        cutmix_alpha=config.cutmix_alpha,
-        prob=config.prob,
-        switch_prob=config.switch_prob,
-        label_smoothing=label_smoothing,
-        num_classes=num_classes,
-    )
-
-
-def _check_pairs(batch_size: int) -> None:
-    if batch_size % 2:
-        raise ConfigurationError(
-            f"Mixup and CutMix blend pairs of images: a batch must be even, got {batch_size}. "
-            "Choose an even batch_size, and a train loader with drop_last."
-        )
+def _all_but_classifier(model: nn.Module) -> list[nn.Parameter]:
+    """Give what adaptive clipping acts on: all but the classifier that timm's networks name."""
+    get_classifier: Any = getattr(model, "get_classifier", lambda: None)
+    classifier = get_classifier()
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    kept = {p for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    return [parameter for parameter in model.parameters() if parameter not in kept]
 
 
 class ImageClassifier(pl.LightningModule):
@@ -62,6 +51,7 @@ class ImageClassifier(pl.LightningModule):
         config: What to do in training.
         batch_size: The images of one batch of one process; the learning rate is scaled with it.
         description: What a checkpoint says about the run, under the key ``"repblocks"``.
+        teacher: Learnt from, if there is one; no part of this module and its checkpoints.
 
     Raises:
         ConfigurationError: if there are fewer than two classes, ``batch_size`` is odd and pairs of
@@ -76,12 +66,13 @@ class ImageClassifier(pl.LightningModule):
         *,
         batch_size: int,
         description: Mapping[str, Any] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ConfigurationError(f"A classifier needs at least 2 classes, got {num_classes}.")
         if config.mix.is_active:
-            _check_pairs(batch_size)
+            check_pairs(batch_size)
         set_execution(model, config.execution)
         if config.channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -89,13 +80,14 @@ class ImageClassifier(pl.LightningModule):
         self.config = config
         self.batch_size = batch_size
         self.description = dict(description or {})
-        self.ema = None if config.ema_decay is None else _averaged(model, config.ema_decay)
-        self.mix = _mixing(config.mix, config.label_smoothing, num_classes)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = (
-            SoftTargetCrossEntropy()
-            if self.mix is not None
-            else LabelSmoothingCrossEntropy(config.label_smoothing)
+        self.ema = (
+            None
+            if config.ema_decay is None
+            else _averaged(model, config.ema_decay, config.ema_warmup)
         )
+        self.mix = build_mixing(config.mix, config.label_smoothing, num_classes)
+        self.loss = Loss(config)
+        self.teacher = teacher
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
         if config.compile:
@@ -114,16 +106,25 @@ class ImageClassifier(pl.LightningModule):
         layout = torch.channels_last if self.config.channels_last else torch.preserve_format
         return images.to(memory_format=layout)
 
+    def _resized(self, images: Tensor) -> Tensor:
+        size = self.config.resolution.at(self.current_epoch)
+        if size is None or images.shape[-2:] == (size, size):
+            return images
+        return functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
     def _mixed(self, images: Tensor, targets: Tensor) -> Batch:
         if self.mix is None:
             return images, targets
-        _check_pairs(len(images))
+        check_pairs(len(images))
         return self.mix(images, targets)
 
     def training_step(self, batch: Batch, _batch_idx: int) -> Tensor:
         """Give the loss of one batch."""
         images, targets = self._mixed(*batch)
-        loss = self.loss(self.model(self._laid_out(images)), targets)
+        taught = None if self.teacher is None else self.teacher(self._laid_out(images))
+        loss = self.loss(self.model(self._laid_out(self._resized(images))), targets, taught)
+        if self.config.kernel_decay:
+            loss = loss + self.config.kernel_decay * kernel_penalty(self.model)
         self.log("train_loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
@@ -147,6 +148,7 @@ class ImageClassifier(pl.LightningModule):
             self.model,
             self.config.optimizer,
             self.batch_size * trainer.world_size * accumulated,
+            penalised_names(self.model) if self.config.kernel_decay else (),
         )
         # This loads the train loader, so that the number of batches is known below.
         num_updates = int(trainer.estimated_stepping_batches)
@@ -171,6 +173,23 @@ class ImageClassifier(pl.LightningModule):
         if self.ema is not None:
             # This update is counted only after this hook.
             self.ema.update(self.model, step=self.trainer.global_step + 1)
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the images are."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer was told, or each output by the size of its weights."""
+        if self.config.adaptive_clip is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            adaptive_clip_grad(_all_but_classifier(self.model), self.config.adaptive_clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a network is rebuilt and deployed from."""

@@ -17,15 +17,17 @@ from torch import nn
 from repblocks.data import ImageDataModule
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.expansion import match_branches_
+from repblocks.training.annealing import Annealing, DecayAnnealing
 from repblocks.training.checkpoint import check_weights, describe, read_checkpoint
 from repblocks.training.claiming import CHECKPOINTS, METRICS, claimed
 from repblocks.training.classifier import ImageClassifier
-from repblocks.training.config import TrainingConfig
+from repblocks.training.config import RepOptimizerConfig, TrainingConfig
 from repblocks.training.curves import draw_curves
 from repblocks.training.guard import NonFiniteGuard
 from repblocks.training.metrics_log import MetricsLog
 from repblocks.training.saving import BEST, LAST, checkpoint_callbacks
 from repblocks.training.seeding import BatchSeed
+from repblocks.training.teacher import build_teacher
 from repblocks.training.trainer import build_trainer, quiet
 
 _LOG_EVERY_N_STEPS = 50
@@ -79,13 +81,24 @@ def _count(trainer: Mapping[str, Any], name: str, default: int | None = None) ->
     return value
 
 
-def _check_limits(trainer: Mapping[str, Any]) -> None:
+def _check_limits(trainer: Mapping[str, Any], config: TrainingConfig) -> None:
     if trainer.get("limit_train_batches") == 0:
         raise ConfigurationError("trainer.limit_train_batches must be more than 0, got 0.")
     clip = trainer.get("gradient_clip_val")
     if isinstance(clip, int | float) and clip < 0:
         raise ConfigurationError(
             f"trainer.gradient_clip_val must be at least 0, or null for no clipping, got {clip}."
+        )
+    if clip and config.adaptive_clip:
+        raise ConfigurationError(
+            f"Either trainer.gradient_clip_val or adaptive_clip can be set, got {clip} and "
+            f"{config.adaptive_clip}."
+        )
+    if (clip or config.adaptive_clip) and isinstance(config.optimizer, RepOptimizerConfig):
+        raise ConfigurationError(
+            "trainer.gradient_clip_val and adaptive_clip must be null with "
+            f"optimizer={config.optimizer.name}: what would be clipped is the size of another "
+            "gradient, and the network would not train as branches do."
         )
 
 
@@ -99,13 +112,16 @@ def _callbacks(
     config: TrainingConfig, trainer: Mapping[str, Any], output: Path, folder: Path
 ) -> list[pl.Callback]:
     every = _count(trainer, "log_every_n_steps", _LOG_EVERY_N_STEPS)
+    annealing = Annealing(config.anneal_share)
+    decay, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
+    has_validation = trainer.get("limit_val_batches") not in (0, 0.0)
     return [
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
+        annealing,
+        *([] if end is None else [DecayAnnealing(decay, end)]),
         MetricsLog(output / METRICS, every),
-        *checkpoint_callbacks(
-            config, folder, has_validation=trainer.get("limit_val_batches") not in (0, 0.0)
-        ),
+        *checkpoint_callbacks(config, folder, annealing, has_validation=has_validation),
     ]
 
 
@@ -170,7 +186,8 @@ def train(
         NonFiniteLossError: if the loss was not finite several times in a row.
     """
     epochs = _count(trainer, "max_epochs")
-    _check_limits(trainer)
+    _check_limits(trainer, config)
+    data.repeats = config.repeated_augmentation
     classifier = ImageClassifier(
         model,
         data.num_classes,
@@ -179,6 +196,7 @@ def train(
         description=describe(
             description, preprocessing=data.preprocessing, class_names=data.class_names
         ),
+        teacher=build_teacher(config.distillation, data),
     )
     max_steps = trainer.get("max_steps", -1)
     step = 0 if ckpt_path is None else _resumed_step(classifier, ckpt_path, epochs, max_steps)

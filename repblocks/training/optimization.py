@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import nn
 
 from repblocks.blocks import RepBlock
 from repblocks.errors import ConfigurationError
-from repblocks.training.config import OptimizerConfig, SchedulerConfig
+from repblocks.training.config import OptimizerConfig, RepOptimizerConfig, SchedulerConfig
+from repblocks.training.rep_optimizer import build_rep_optimizer
 
+#: The key of a group that marks it as decayed, however much it is at the moment.
+DECAYED = "is_decayed"
 _logger = logging.getLogger(__name__)
 
 
@@ -29,7 +33,9 @@ def decayed_names(model: nn.Module) -> set[str]:
     }
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, exempt: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Split the trainable parameters into those with and those without weight decay.
 
     Biases, 1-d parameters and what a timm model's ``no_weight_decay()`` names are not decayed,
@@ -38,6 +44,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Args:
         model: The network that is trained.
         weight_decay: The decay of the decayed ones.
+        exempt: Names of more parameters that are not decayed.
 
     Returns:
         The groups that are not empty, as torch's optimizers take them.
@@ -49,13 +56,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_decayed = name in declared or (
-            parameter.ndim > 1 and not name.endswith(".bias") and name not in excluded
-        )
+        is_kernel = parameter.ndim > 1 and not name.endswith(".bias") and name not in excluded
+        is_decayed = (is_kernel or name in declared) and name not in exempt
         (decayed if is_decayed else free).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": free, "weight_decay": 0.0},
-        {"params": decayed, "weight_decay": weight_decay},
+        {"params": decayed, "weight_decay": weight_decay, DECAYED: True},
     ]
     return [group for group in groups if group["params"]]
 
@@ -75,7 +81,7 @@ def scaled_lr(config: OptimizerConfig, global_batch: int) -> float:
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, global_batch: int
+    model: nn.Module, config: OptimizerConfig, global_batch: int, exempt: Collection[str] = ()
 ) -> torch.optim.Optimizer:
     """Build the optimizer of a network.
 
@@ -83,18 +89,22 @@ def build_optimizer(
         model: The network that is trained.
         config: What to build.
         global_batch: The images of one update, over all processes.
+        exempt: Names of parameters that are not decayed here.
 
     Raises:
         ConfigurationError: if nothing can be trained, or the optimizer refuses its options.
     """
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, exempt)
     if not groups:
         raise ConfigurationError("The model has no parameter with requires_grad=True to train.")
+    lr = scaled_lr(config, global_batch)
     try:
+        if isinstance(config, RepOptimizerConfig):
+            return build_rep_optimizer(model, groups, config, lr)
         return create_optimizer_v2(
             groups,
             opt=config.name,
-            lr=scaled_lr(config, global_batch),
+            lr=lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             **config.options,

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from repblocks.errors import CheckpointError
+from repblocks.training.annealing import Annealing
 from repblocks.training.config import TrainingConfig
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -72,6 +73,25 @@ class MovableCheckpoint(ModelCheckpoint):
         )
 
 
+class BestCheckpoint(MovableCheckpoint):
+    """Write the best checkpoint, of those that can be deployed.
+
+    Args:
+        annealing: Until it is complete, no kernel equals the network.
+        options: Of Lightning's ``ModelCheckpoint``.
+    """
+
+    def __init__(self, annealing: Annealing, **options: Any) -> None:
+        super().__init__(**options)
+        self.annealing = annealing
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write one if it is the best so far."""
+        if self.annealing.is_complete:
+            super().on_validation_end(trainer, pl_module)
+
+
 class StepCheckpoint(MovableCheckpoint):
     """Write a checkpoint every so many updates, but only where a run can be resumed exactly.
 
@@ -98,19 +118,25 @@ class StepCheckpoint(MovableCheckpoint):
 
 
 def checkpoint_callbacks(
-    config: TrainingConfig, folder: Path, *, has_validation: bool
+    config: TrainingConfig, folder: Path, annealing: Annealing, *, has_validation: bool
 ) -> list[ModelCheckpoint]:
     """Give the callbacks that write ``best.ckpt``, ``last.ckpt`` and ``step_N.ckpt``.
 
     Args:
         config: Says how often, and how many are kept.
         folder: Where they are written.
+        annealing: There is no best one before it is complete.
         has_validation: Without it there is no best one.
     """
     shared: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
     last = MovableCheckpoint(filename="last", save_on_train_epoch_end=True, **shared)
-    best = MovableCheckpoint(
-        filename="best", monitor="val_top1", mode="max", save_on_train_epoch_end=False, **shared
+    best = BestCheckpoint(
+        annealing,
+        filename="best",
+        monitor="val_top1",
+        mode="max",
+        save_on_train_epoch_end=False,
+        **shared,
     )
     steps = StepCheckpoint(
         filename="step_{step}",

@@ -69,7 +69,7 @@ def is_empty(folder: Path) -> bool:
         (["trainer.devices=0"], "Lightning's Trainer refuses its options"),
         (["data=null"], "data=null is not possible, data takes a name. Known: cifar10, cifar100,"),
         (["trainer=3"], "trainer=3 is not possible, trainer takes a name. Known: default."),
-        (["experiment=null"], "repvgg_plain_cifar. To take none: ~experiment."),
+        (["experiment=null"], ". To take none: ~experiment."),
         (["block=[plain,null]"], "block=[plain,null] is not possible, block takes a name. Known"),
         (["-m", "block=plain,null"], "block=plain,null is not possible, block takes a name."),
         (["+debug=true"], "debug=true is not possible, debug takes a name. Known: one_batch"),
@@ -92,6 +92,15 @@ def is_empty(folder: Path) -> bool:
         ),
         (["data.batch_size=7", "mix.mixup_alpha=0.2"], "a batch must be even, got 7."),
         (["trainer.gradient_clip_val=-1"], "gradient_clip_val must be at least 0, or null for no"),
+        (["optimizer=rep_sgd"], "the network has none. Choose block=plain."),
+        (
+            ["optimizer=rep_sgd", "block=plain", "adaptive_clip=0.1"],
+            "must be null with optimizer=r",
+        ),
+        (["loss=mse"], "loss must be cross_entropy or binary_cross_entropy, got 'mse'."),
+        (["resolution.sizes=[8]"], "epochs must be 1 rising whole numbers, one for each size, got"),
+        (["distillation.teacher=none.ckpt"], "There is no checkpoint at none.ckpt."),
+        (["distillation.knd=soft"], "distillation.knd does not exist. Did you mean distillation.k"),
     ],
 )
 def test_train(command, tmp_path, arguments, message):

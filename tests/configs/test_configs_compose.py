@@ -1,6 +1,7 @@
 """Each file of each group composes, and every node of it passes the check."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from repblocks.blocks import CONV_BLOCKS
@@ -12,7 +13,7 @@ from repblocks.cli.composing import config_folder, plain, register
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.parts import build_parts
 from repblocks.errors import ConfigurationError
-from repblocks.training import MixConfig, OptimizerConfig
+from repblocks.training import MixConfig, OptimizerConfig, RepOptimizerConfig
 
 FOLDER = config_folder()
 CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(FOLDER.glob("*/*.yaml"))]
@@ -84,3 +85,18 @@ def test_refusals(overrides, message):
 def test_a_target_that_fails_otherwise_names_its_node():
     with pytest.raises(ConfigurationError, match="data cannot be built: 'x' is an invalid keyword"):
         build_data({"_target_": "builtins.int", "x": "six"})
+
+
+def test_plain_blocks_start_as_the_branches_that_their_optimizer_stands_for():
+    overrides = ["data=synthetic", "block=plain", "optimizer=rep_adamw"]
+    scales = ["optimizer.kernel_scale=0.5", "optimizer.identity_scale=7"]
+    first, second = (
+        build_parts(compose("train", [*overrides, *more])).model.state_dict()
+        for more in (scales, [*scales, "optimizer.identity_scale=9"])
+    )
+    changed = [key for key in first if not torch.equal(first[key], second[key])]
+    assert changed == [f"stages.1.{i}.branches.conv.weight" for i in (1, 2)], "the identities"
+    difference = second[changed[0]] - first[changed[0]]
+    torch.testing.assert_close(difference[:, :, 1, 1], 2 * torch.eye(64))
+    parts = build_parts(compose("train", overrides))
+    assert isinstance(parts.training.optimizer, RepOptimizerConfig)

@@ -86,3 +86,27 @@ def test_images_that_cannot_be_shared_are_refused(num_samples, batch_size, world
         match=f"{num_samples} validation images .* {world_size} processes .* of {batch_size} ",
     ):
         ShardedBatches(num_samples, batch_size, rank=world_size - 1, world_size=world_size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_repeated_images_are_told_apart_and_go_to_different_processes(world_size):
+    samplers = [
+        EpochSampler(24, rank=rank, world_size=world_size, epoch=2, repeats=3)
+        for rank in range(world_size)
+    ]
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {24 // world_size}
+    shown = [place for share in shares for place in share]
+    assert len(set(shown)) == 24
+    counts = {index: sum(place[1] == index for place in shown) for _, index, *_ in shown}
+    assert counts == dict.fromkeys(counts, 3)
+    assert len(counts) == 8
+    assert {place[2:] for place in shown} == {(), (1,), (2,)}
+    if world_size == 3:
+        assert all(len({place[1] for place in share}) == 8 for share in shares)
+
+
+def test_repeats_that_do_not_divide_show_as_many_images():
+    sampler = EpochSampler(10, repeats=3)
+    assert len(list(sampler)) == len(sampler) == 10
+    assert list(EpochSampler(10, repeats=3, start=4)) == list(sampler)[4:]

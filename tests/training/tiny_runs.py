@@ -7,7 +7,13 @@ from timm.layers import DropPath
 from torch import nn
 
 from repblocks.data import Augmentation, SyntheticDataModule
-from repblocks.training import MixConfig, OptimizerConfig, TrainingConfig, train
+from repblocks.training import (
+    MixConfig,
+    OptimizerConfig,
+    ResolutionConfig,
+    TrainingConfig,
+    train,
+)
 
 DESCRIPTION = {"model": {"name": "tiny", "kwargs": {"width": 8}}, "config": {"seed": 7}}
 SILENT = {
@@ -76,13 +82,19 @@ def tiny_train(output: Path, config=None, *, ckpt_path=None, callbacks=(), data=
 
 
 def random_run(output: Path, *, workers=0, ckpt_path=None, callbacks=()):
-    """Run all that is random: mixing, erasing, DropPath, dropout; 6 updates an epoch, 4 epochs."""
+    """Run all that is random or changes with time: mixing, erasing, DropPath, dropout, sizes.
+
+    There are 4 epochs of 6 updates.
+    """
     config = tiny_config(
         seed=7,
         ema_decay=0.95,
         label_smoothing=0.1,
         checkpoint_every_n_steps=2,
         mix=MixConfig(mixup_alpha=0.4, cutmix_alpha=1.0, prob=0.8),
+        repeated_augmentation=3,
+        resolution=ResolutionConfig([8, 10], [0, 2]),
+        optimizer=OptimizerConfig(lr=0.05, base_batch_size=8, weight_decay_end=1e-5),
     )
     augmentation = Augmentation(random_erasing=0.5, horizontal_flip=0.5)
     tiny_train(

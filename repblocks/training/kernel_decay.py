@@ -1,0 +1,81 @@
+"""Weight decay of what is deployed: the equivalent kernel of each block.
+
+Ordinary decay acts on the weights of each branch, which the BatchNorm after them scales back. What
+is deployed is another kernel, and this decay acts on it: ``1/2 sum(K ** 2)`` over the kernels
+``K`` that the blocks have in evaluation mode, with all their branches, the identity among them. It
+is differentiable, also in the scales of BatchNorm; its statistics are the running ones.
+
+RepVGG's own form, for its block alone, is ``1/2 sum(K ** 2 / sum(s ** 2))``, where ``s`` are the
+scales of the BatchNorms whose branches reach a tap, as constants: 3 x 3 alone outside of the
+centre, where what remains is the weight of the branch itself. It leaves the identity out of ``K``,
+and so decays another kernel than that which is deployed; QARepVGG includes it. The authors found
+that its effect vanished in later experiments.
+
+Source:
+    Ding et al., RepVGG, CVPR 2021, https://arxiv.org/abs/2101.03697, and its official code,
+    https://github.com/DingXiaoH/RepVGG, ``get_custom_L2``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.blocks import ConvBlock
+from repblocks.errors import ConfigurationError
+
+
+def kernel_penalty(model: nn.Module) -> Tensor:
+    """Give half the sum of the squares of all equivalent kernels, without their biases.
+
+    Args:
+        model: A network with conv blocks, in any mode.
+
+    Raises:
+        ConfigurationError: if it has none.
+        NotFoldable: if a block has no equivalent kernel in evaluation mode either.
+    """
+    blocks = [block for _, block in _outermost(model)]
+    if not blocks:
+        raise ConfigurationError(
+            "kernel_decay needs conv blocks, and the network has none. Choose a block=..., or "
+            "optimizer.weight_decay alone."
+        )
+    device = next(model.parameters()).device.type
+    with _in_evaluation_mode(model), torch.autocast(device, enabled=False):
+        penalties = [block.equivalent_kernel().weight.square().sum() for block in blocks]
+    return torch.stack(penalties).sum() / 2
+
+
+def penalised_names(model: nn.Module) -> set[str]:
+    """Give the names of the parameters that the kernels of all blocks are made of."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, block in _outermost(model)
+        for name, _ in block.named_parameters()
+        if not name.startswith("tail.")
+    }
+
+
+def _outermost(model: nn.Module, path: str = "") -> Iterator[tuple[str, ConvBlock]]:
+    """Find the blocks that are no part of another one."""
+    if isinstance(model, ConvBlock):
+        yield path, model
+        return
+    for name, child in model.named_children():
+        yield from _outermost(child, f"{path}.{name}".lstrip("."))
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    in_training = [module for module in model.modules() if module.training]
+    try:
+        for module in in_training:
+            module.training = False
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
