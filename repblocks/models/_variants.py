@@ -37,7 +37,8 @@ def register_variants(
         }
         for variant, name in names.items()
     }
-    module.default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined] # timm reads it
+    known = getattr(module, "default_cfgs", {})  # of another family of the same class
+    module.default_cfgs = {**known, **generate_default_cfgs(cfgs)}  # type: ignore[attr-defined] # timm reads it
     for variant, name in names.items():
         entry = _entry(name, network, variants[variant])
         entry.__module__ = module.__name__

@@ -3,10 +3,15 @@
 Source:
     Ding et al., RepVGG, CVPR 2021, tables 2 and 3, https://arxiv.org/abs/2101.03697
     RepVGGplus: https://github.com/DingXiaoH/RepVGG, ``repvggplus.py``
+    Chu et al., Make RepVGG Greater Again: A Quantization-aware Approach, AAAI 2024 (QARepVGG),
+    https://arxiv.org/abs/2212.01593
 
 ``l2pse`` has the widths and depths of ``d2se`` and squeeze-and-excitation after the ReLU,
 which stays after deployment. The official network has three auxiliary classifiers, too, whose
 losses only guide its training; this one has none, so that both forms give the same scores.
+
+QARepVGG is the same networks with the block ``qarepvgg``, which keeps its accuracy in eight bits;
+deployed, both have the same architecture.
 
 ``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem. Initial
 weights are torch's, as in the official code.
@@ -36,9 +41,8 @@ class RepVGG(Network):
         groups: Groups of every second block.
         se: Squeeze-and-excitation in every block, as a fraction of its channels; None for what
             the block has itself, which is none in ``repvgg``.
-        post_se: Whether the network's own block is ``repvgg_plus``, with squeeze-and-excitation
-            after the activation.
-        block: A conv block by name for all places; None for the network's own, ``repvgg``.
+        own_block: The network's own conv block by name.
+        block: Another conv block by name for all places; None for the network's own.
         block_options: Options of the block.
         in_chans: Channels of the images.
         num_classes: Scores.
@@ -56,7 +60,7 @@ class RepVGG(Network):
         stem_stride: int = 2,
         groups: int = 1,
         se: float | None = None,
-        post_se: bool = False,
+        own_block: str = "repvgg",
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -66,7 +70,7 @@ class RepVGG(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, widths=widths)
-        slot = Slot.create(block, block_options, "repvgg_plus" if post_se else "repvgg")
+        slot = Slot.create(block, block_options, own_block)
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1
         for depth, width in zip(depths, widths, strict=True):
@@ -115,7 +119,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "b3g2": _row(_B, 3, 5, groups=2),
     "b3g4": _row(_B, 3, 5, groups=4),
     "d2se": _row(_D, 2.5, 5, se=1 / 16),
-    "l2pse": _row(_D, 2.5, 5, post_se=True),
+    "l2pse": _row(_D, 2.5, 5, own_block="repvgg_plus"),
+}
+
+QUANTIZABLE = {
+    name: {**row, "own_block": "qarepvgg"} for name, row in VARIANTS.items() if name[0] in "ab"
 }
 
 register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})
+register_variants("qarepvgg", RepVGG, QUANTIZABLE)

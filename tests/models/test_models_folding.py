@@ -56,6 +56,20 @@ def test_state_of_a_switched_network_loads_into_a_deployed_one(family, block):
         assert torch.equal(deployed(x), folded(x))
 
 
+def test_qarepvgg_folds():
+    torch.manual_seed(0)
+    row = {"depths": (1, 2, 1, 1), "widths": (8, 8, 12, 16), "stem_width": 8, "num_classes": 5}
+    model = settled(timm.create_model("repblocks_qarepvgg_b1g2", **row).double())
+    calibrate(model, *(images(32, dtype=torch.float64, count=8, seed=i) for i in range(3)))
+    kinds = {type(m) for m in model.modules() if isinstance(m, ConvBlock)}
+    folded, _ = fold_blocks(model)
+    x = images(32, dtype=torch.float64, seed=9)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-10
+    assert kinds == {CONV_BLOCKS["qarepvgg"]}
+    assert not norms(folded)
+
+
 @pytest.mark.parametrize("shortcut", ["add", "expand"])
 def test_both_shortcuts_of_repnext_fold(shortcut):
     model = trained("repnext", deploy_shortcut=shortcut, drop_path_rate=0.2)

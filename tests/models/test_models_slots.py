@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from models_nets import NAMES, families, images, small
+from models_nets import NAMES, OTHER_SIZES, families, images, small
 
 from repblocks.blocks import CONV_BLOCKS, ConvBlock, RepNeXtBlock
 from repblocks.errors import ConfigurationError, UnknownNameError
@@ -18,10 +18,19 @@ def blocks(model):
     return [m for m in model.modules() if isinstance(m, ConvBlock)]
 
 
-@pytest.mark.parametrize("family", ["repvgg", "mobileone", "resnet_cifar"])
+@pytest.mark.parametrize("family", ["repvgg", "mobileone", "resnet_cifar", "vgg"])
 @pytest.mark.parametrize("block", CONV_BLOCKS)
 def test_block_fills_every_place(family, block):
     assert {type(b) for b in blocks(small(family, block=block))} == {CONV_BLOCKS[block]}
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenetv1"])
+def test_block_leaves_the_pointwise_places(family):
+    model = small(family, block="acb")
+    sizes = {type(b).__name__: set() for b in blocks(model)}
+    for b in blocks(model):
+        sizes[type(b).__name__] |= {max(b.shape.kernel_size) > 1}
+    assert sizes == {"ACBlock": {True}, "PlainBlock": {False}}
 
 
 def test_block_fills_the_depthwise_place_of_repnext():
@@ -41,9 +50,8 @@ def test_stage_block_is_refused_with_the_names_that_fit(family):
 @families
 def test_kernel_size_goes_to_every_place_larger_than_one(family):
     model = small(family, block="plain", block_options={"kernel_size": 5})
-    patches = {(2, 2)} if family == "repnext" else set()
-    pointwise = {(1, 1)} if family == "mobileone" else set()
-    assert {b.shape.kernel_size for b in blocks(model)} == {(5, 5)} | patches | pointwise
+    others = OTHER_SIZES.get(family, set())
+    assert {b.shape.kernel_size for b in blocks(model)} == {(5, 5)} | others
     assert model(images()).shape == (4, 5)
 
 
