@@ -4,6 +4,10 @@ from repblocks.blocks._base import ConvBlock as ConvBlock
 from repblocks.blocks._base import RepBlock as RepBlock
 from repblocks.blocks._base import anneal as anneal
 from repblocks.blocks._base import set_execution as set_execution
+from repblocks.blocks._heads import AuxiliaryHeads as AuxiliaryHeads
+from repblocks.blocks._heads import AveragedHeads as AveragedHeads
+from repblocks.blocks._heads import NormLinear as NormLinear
+from repblocks.blocks._heads import main_and_others as main_and_others
 from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
 from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
 from repblocks.blocks._registry import Registry as Registry
