@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
@@ -25,6 +26,8 @@ class Network(nn.Module):
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
+        norm: What comes between the last stage and the pooling.
+        head: What takes the place of the pooled linear head, with timm's methods.
 
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
@@ -41,6 +44,8 @@ class Network(nn.Module):
         global_pool: str,
         drop_rate: float,
         deploy: bool,
+        norm: nn.Module | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if type(num_classes) is not int or num_classes < 0:
@@ -54,7 +59,8 @@ class Network(nn.Module):
         self.grad_checkpointing = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.head = ClassifierHead(
+        self.norm = nn.Identity() if norm is None else norm
+        self.head: Any = head or ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
         )
         self.feature_info = [
@@ -62,9 +68,9 @@ class Network(nn.Module):
             for i, (width, reduction) in enumerate(zip(channels, reductions, strict=True))
         ]
         if deploy:
-            self._deploy()
+            fold_shapes(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
@@ -78,7 +84,7 @@ class Network(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to scores, or to what the classifier reads."""
-        scores: Tensor = self.head(x, pre_logits=pre_logits)
+        scores: Tensor = self.head(self.norm(x), pre_logits=pre_logits)
         return scores
 
     def get_classifier(self) -> nn.Module:
@@ -98,18 +104,23 @@ class Network(nn.Module):
         """
         self.grad_checkpointing = enable
 
-    def _deploy(self) -> None:
-        """Fold the shapes alone: weights that are deployed already follow."""
-        device = next(self.parameters()).device
-        for block in self.modules():
-            if isinstance(block, RepBlock):
-                block.to("meta")
-        switch_blocks(self.eval())
-        for module in self.modules():
-            if any(p.is_meta for p in module.parameters(recurse=False)):
-                module.to_empty(device=device, recurse=False)
-                module.reset_parameters()  # type: ignore[operator] # torch's layers have it
-        self.train()
+
+def fold_shapes(network: nn.Module) -> None:
+    """Fold a new network for its shapes alone, in place: weights that are deployed already follow.
+
+    Args:
+        network: It ends in training mode, with the initial weights of torch.
+    """
+    device = next(network.parameters()).device
+    for block in network.modules():
+        if isinstance(block, RepBlock):
+            block.to("meta")
+    switch_blocks(network.eval())
+    for module in network.modules():
+        if any(p.is_meta for p in module.parameters(recurse=False)):
+            module.to_empty(device=device, recurse=False)
+            module.reset_parameters()  # type: ignore[operator] # torch's layers have it
+    network.train()
 
 
 def check_stages(**values: Sequence[object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -16,6 +16,8 @@ def register_variants(
     network: type[nn.Module],
     variants: Mapping[str, Mapping[str, Any]],
     input_sizes: Mapping[str, int] | None = None,
+    *,
+    first_convs: Sequence[str] = (),
 ) -> None:
     """Register ``repblocks_<family>_<variant>`` for each row of a table of arguments.
 
@@ -24,6 +26,8 @@ def register_variants(
         network: The class that builds it.
         variants: Arguments of the class, by variant; a caller's go over them.
         input_sizes: Height and width that a variant is made for, where it is not 224.
+        first_convs: More convolutions of the images than that of the deployed stem: their weights
+            are adapted to other input channels.
     """
     module = sys.modules[network.__module__]
     names = {variant: f"repblocks_{family}_{variant}" for variant in variants}
@@ -31,8 +35,7 @@ def register_variants(
     cfgs = {
         name: {
             "classifier": "head.fc",
-            # In the deployed form: only its weights are adapted to other input channels.
-            "first_conv": "stem.conv",
+            "first_conv": ("stem.conv", *first_convs),
             "input_size": (3, *(sizes.get(variant, 224),) * 2),
         }
         for variant, name in names.items()

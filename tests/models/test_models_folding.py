@@ -9,7 +9,7 @@ from models_nets import families, images, norms, small
 from timm.utils import reparameterize_model
 from truth import calibrate, relative_error, rms_error
 
-from repblocks.blocks import CONV_BLOCKS, ConvBlock
+from repblocks.blocks import CONV_BLOCKS, ConvBlock, anneal
 from repblocks.errors import NotFoldable
 from repblocks.folding.switch import fold_blocks, switch_blocks
 
@@ -26,6 +26,7 @@ def settled(model):
 def trained(family, **options):
     """A network with perturbed statistics, in float64 and evaluation mode."""
     model = settled(small(family, **options).double())
+    anneal(model, 1.0)
     return calibrate(model, *(images(dtype=torch.float64, count=8, seed=i) for i in range(3)))
 
 
@@ -70,6 +71,13 @@ def test_qarepvgg_folds():
     assert not norms(folded)
 
 
+def test_vanillanet_folds_at_the_end_of_its_annealing_only():
+    model = trained("vanillanet")
+    anneal(model, 0.9)
+    with pytest.raises(NotFoldable, match=r"Cannot fold stem .*slope is 1, got 0\.9"):
+        fold_blocks(model)
+
+
 @pytest.mark.parametrize("shortcut", ["add", "expand"])
 def test_both_shortcuts_of_repnext_fold(shortcut):
     model = trained("repnext", deploy_shortcut=shortcut, drop_path_rate=0.2)
@@ -111,7 +119,7 @@ def test_a_network_is_folded_whole_or_left_as_it_is(family):
     last = [m for m in model.modules() if isinstance(m, ConvBlock)][-1]
     last.train()
     before = [*model.state_dict()]
-    with pytest.raises(NotFoldable, match=r"Cannot fold stages\.\d.* training mode"):
+    with pytest.raises(NotFoldable, match=r"Cannot fold (stages\.\d|norm).* training mode"):
         switch_blocks(model)
     assert before == [*model.state_dict()]
 

@@ -9,6 +9,7 @@ import yaml
 from models_nets import NAMES, OTHER_SIZES, families, images, small
 
 from repblocks.blocks import CONV_BLOCKS, ConvBlock, RepNeXtBlock
+from repblocks.blocks._stage import StageBlock
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
@@ -39,6 +40,17 @@ def test_block_fills_the_depthwise_place_of_repnext():
     assert len(mixers) == 4
     assert {type(m) for m in mixers} == {CONV_BLOCKS["acb"]}
     assert {m.shape.kernel_size for m in mixers} == {(7, 7)}
+
+
+@pytest.mark.parametrize("family", ["replknet", "unireplknet", "vanillanet"])
+def test_block_fills_the_depthwise_places_of_stage_blocks(family):
+    own, model = small(family), small(family, block="acb")
+    inside = [b for m in model.modules() if isinstance(m, StageBlock) for b in blocks(m)]
+    large = [b for b in inside if max(b.shape.kernel_size) > 1]
+    assert {type(b) for b in large} == {CONV_BLOCKS["acb"]}
+    assert all(b.shape.is_depthwise for b in large)
+    assert len(blocks(own)) == len(blocks(model))
+    assert not any(isinstance(b, CONV_BLOCKS["acb"]) for b in blocks(own))
 
 
 @families
