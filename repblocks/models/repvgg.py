@@ -6,9 +6,8 @@ Source:
     Chu et al., Make RepVGG Greater Again: A Quantization-aware Approach, AAAI 2024 (QARepVGG),
     https://arxiv.org/abs/2212.01593
 
-``l2pse`` has the widths and depths of ``d2se`` and squeeze-and-excitation after the ReLU,
-which stays after deployment. The official network has three auxiliary classifiers, too, whose
-losses only guide its training; this one has none, so that both forms give the same scores.
+``l2pse`` has the widths and depths of ``d2se``, squeeze-and-excitation after the ReLU, which stays
+after deployment, and three auxiliary classifiers, which only guide its training.
 
 QARepVGG is the same networks with the block ``qarepvgg``, which keeps its accuracy in eight bits;
 deployed, both have the same architecture.
@@ -22,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import nn
+from timm.models import checkpoint
+from torch import Tensor, nn
 
+from repblocks.blocks import AuxiliaryHeads
 from repblocks.models._network import Network, check_stages
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -42,6 +43,8 @@ class RepVGG(Network):
         se: Squeeze-and-excitation in every block, as a fraction of its channels; None for what
             the block has itself, which is none in ``repvgg``.
         own_block: The network's own conv block by name.
+        auxiliary: Whether there are classifiers after the first two stages and the first half of
+            the third: in training mode the network returns the list of its scores and of theirs.
         block: Another conv block by name for all places; None for the network's own.
         block_options: Options of the block.
         in_chans: Channels of the images.
@@ -61,6 +64,7 @@ class RepVGG(Network):
         groups: int = 1,
         se: float | None = None,
         own_block: str = "repvgg",
+        auxiliary: bool = False,
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -93,6 +97,38 @@ class RepVGG(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
+        ends = [*depths[:2], *(max(depth // 2, 1) for depth in depths[2:3])]
+        self._tapped = [(i, end - 1) for i, end in enumerate(ends)]
+        self._tapped_widths = widths[:3]
+        self.auxiliary: AuxiliaryHeads | None = None
+        if auxiliary and not deploy:
+            self._add_auxiliary()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``, or to a list in training."""
+        if self.auxiliary is None or self.auxiliary.is_deployed or not self.training:
+            return super().forward(x)
+        x, tapped = self.stem(x), []
+        for i, stage in enumerate(self.stages):
+            for j, block in enumerate(stage.children()):
+                x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+                if (i, j) in self._tapped:
+                    tapped.append(x)
+        return [self.forward_head(x), *self.auxiliary(tapped)]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put new classifiers in place."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.auxiliary is not None and not self.auxiliary.is_deployed:
+            self._add_auxiliary()
+
+    def _add_auxiliary(self) -> None:
+        """Put new auxiliary classifiers in place; without classes there are none."""
+        self.auxiliary = None
+        if self.num_classes > 0:
+            like = next(self.parameters())
+            heads = AuxiliaryHeads(self._tapped_widths, self.num_classes)
+            self.auxiliary = heads.to(like.device, like.dtype).train(self.training)
 
 
 def _row(depths: Sequence[int], a: float, b: float, **options: Any) -> dict[str, Any]:
@@ -119,7 +155,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "b3g2": _row(_B, 3, 5, groups=2),
     "b3g4": _row(_B, 3, 5, groups=4),
     "d2se": _row(_D, 2.5, 5, se=1 / 16),
-    "l2pse": _row(_D, 2.5, 5, own_block="repvgg_plus"),
+    "l2pse": _row(_D, 2.5, 5, own_block="repvgg_plus", auxiliary=True),
 }
 
 QUANTIZABLE = {
