@@ -20,6 +20,7 @@ from typing import Any, final
 from torch import nn
 
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import SE_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -90,6 +91,25 @@ class RepVGG(Network):
             deploy=deploy,
         )
 
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
+        half = sum(len(list(stage.children())) for stage in self.stages[2:3]) // 2
+        return (
+            (r"^backbone\.", ""),
+            (r"^stage\w+_aux\.", None),  # they only guide the training of RepVGGplus
+            (r"^stage0\.", "stem."),
+            (r"^stage3_second\.blocks\.(\d+)", lambda m: f"stages.2.{int(m[1]) + half}"),
+            (r"^stage3_first\.", "stage3."),
+            (r"^stage_?(\d+)\.(?:blocks\.)?", lambda m: f"stages.{int(m[1]) - 1}."),
+            (r"\.(rbr_dense|conv_kxk|branch_3x3)\.", ".branches.kxk."),
+            (r"\.(rbr_1x1|conv_1x1|branch_1x1)\.", ".branches.pointwise."),
+            (r"(?<!branches)\.(rbr_identity|identity|branch_norm)\.", ".branches.identity.norm."),
+            (r"\.bn\.", ".norm."),
+            (r"\.(rbr_reparam|reparam_conv|branch_reparam)\.", ".conv."),
+            *SE_RULES,
+            (r"^(linear|head\.fc)\.", "head.fc."),
+        )
+
 
 def _row(depths: Sequence[int], a: float, b: float, **options: Any) -> dict[str, Any]:
     """Return the arguments for the width factors of table 2."""
@@ -118,4 +138,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "l2pse": _row(_D, 2.5, 5, post_se=True),
 }
 
-register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})
+register_variants(
+    "repvgg",
+    RepVGG,
+    VARIANTS,
+    {"tiny": 28},
+    first_convs=("stem.branches.kxk.conv", "stem.branches.pointwise.conv"),
+)
