@@ -4,6 +4,10 @@ from repblocks.blocks._base import ConvBlock as ConvBlock
 from repblocks.blocks._base import RepBlock as RepBlock
 from repblocks.blocks._base import anneal as anneal
 from repblocks.blocks._base import set_execution as set_execution
+from repblocks.blocks._heads import AuxiliaryHeads as AuxiliaryHeads
+from repblocks.blocks._heads import AveragedHeads as AveragedHeads
+from repblocks.blocks._heads import NormLinear as NormLinear
+from repblocks.blocks._heads import main_and_others as main_and_others
 from repblocks.blocks._registry import CONV_BLOCKS as CONV_BLOCKS
 from repblocks.blocks._registry import STAGE_BLOCKS as STAGE_BLOCKS
 from repblocks.blocks._registry import Registry as Registry
@@ -27,6 +31,7 @@ from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from repblocks.blocks.rep_cpe import RepCPEBlock as RepCPEBlock
 from repblocks.blocks.rep_ghost import RepGhostBlock as RepGhostBlock
 from repblocks.blocks.rep_mixer import RepMixerBlock as RepMixerBlock
+from repblocks.blocks.rep_mlp import RepMLPBlock as RepMLPBlock
 from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
 from repblocks.blocks.replk import RepLKBlock as RepLKBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock

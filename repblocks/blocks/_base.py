@@ -250,7 +250,7 @@ def kernel_of(
     Args:
         tree: Modules that the table of rules knows.
         in_channels: C_in.
-        ndim: Number of spatial axes.
+        ndim: Number of spatial axes; 0 for features, whose kernel has one axis of one tap.
         dtype: What to compute in; None for the dtype of the weights.
 
     Raises:
@@ -261,15 +261,16 @@ def kernel_of(
     on_cpu = dtype == torch.float64 and weight.device.type == "mps"
     like = torch.empty(0, dtype=dtype or weight.dtype, device="cpu" if on_cpu else weight.device)
     start = AffineMap.identity(in_channels).with_axes(ndim)
-    return ConvKernel.from_affine(apply(tree, start, like), like)
+    return ConvKernel.from_affine(apply(tree, start, like).with_axes(ndim or 1), like)
 
 
 def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
     """Return a convolution with dtype, device, memory format and gradients of what it replaces."""
     weights = list(replaced.parameters())
     conv = kernel.to_conv(weights[0])
-    if any(map(_is_channels_last, weights)):
-        conv.to(memory_format=CHANNELS_LAST[kernel.weight.ndim])
+    memory_format = CHANNELS_LAST.get(kernel.weight.ndim)
+    if memory_format is not None and any(map(_is_channels_last, weights)):
+        conv.to(memory_format=memory_format)
     return conv.requires_grad_(any(weight.requires_grad for weight in weights))
 
 
