@@ -1,9 +1,16 @@
 """What every test of a fold needs: BatchNorm statistics that show errors, and their size."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
 from repblocks.algebra import is_batch_norm
+
+
+def fitting(block: type[nn.Module], *sizes: int) -> dict[str, tuple[int, ...]]:
+    """Return what a block that is made for one size of images needs to know of it."""
+    return {"patch_size": sizes} if "patch_size" in inspect.signature(block).parameters else {}
 
 
 def calibrate(model: nn.Module, *inputs: Tensor) -> nn.Module:

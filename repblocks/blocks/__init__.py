@@ -31,6 +31,7 @@ from repblocks.blocks.qarepvgg import QARepVGGBlock as QARepVGGBlock
 from repblocks.blocks.rep_cpe import RepCPEBlock as RepCPEBlock
 from repblocks.blocks.rep_ghost import RepGhostBlock as RepGhostBlock
 from repblocks.blocks.rep_mixer import RepMixerBlock as RepMixerBlock
+from repblocks.blocks.rep_mlp import RepMLPBlock as RepMLPBlock
 from repblocks.blocks.repconv import RepConvBlock as RepConvBlock
 from repblocks.blocks.replk import RepLKBlock as RepLKBlock
 from repblocks.blocks.repnext import RepNeXtBlock as RepNeXtBlock

@@ -268,8 +268,9 @@ def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
     """Return a convolution with dtype, device, memory format and gradients of what it replaces."""
     weights = list(replaced.parameters())
     conv = kernel.to_conv(weights[0])
-    if any(map(_is_channels_last, weights)):
-        conv.to(memory_format=CHANNELS_LAST[kernel.weight.ndim])
+    memory_format = CHANNELS_LAST.get(kernel.weight.ndim)
+    if memory_format is not None and any(map(_is_channels_last, weights)):
+        conv.to(memory_format=memory_format)
     return conv.requires_grad_(any(weight.requires_grad for weight in weights))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from repblocks.algebra.kernel import ConvKernel
 from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv, kernel_of
 from repblocks.blocks._registry import CONV_BLOCKS, create_block
-from repblocks.branches import ConvShape, Size
+from repblocks.branches import ConvShape, Scale, Size, check_factor
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 
@@ -127,6 +127,22 @@ def check_own_options(block: str, options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in own:
             raise UnknownNameError(f"option of {block!r} in its place", name, own)
+
+
+def create_layer_scale(dim: int, start: float | None) -> dict[str, nn.Module]:
+    """Return a factor for each channel, for :class:`Affine`; nothing for a start of None.
+
+    Args:
+        dim: C.
+        start: First value of the factors, the option ``layer_scale`` of a block.
+
+    Raises:
+        ConfigurationError: if it is not above 0.
+    """
+    if start is None:
+        return {}
+    check_factor("layer_scale", start)
+    return {"scale": Scale(dim, start)}
 
 
 def hidden_channels(dim: int, ratio: float, name: str = "mlp_ratio") -> int:

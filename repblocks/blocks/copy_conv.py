@@ -25,9 +25,8 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
-from repblocks.blocks._options import check_count
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, GroupConcat, SplitConcat, mixed_kernels
+from repblocks.branches import ConvShape, GroupConcat, SplitConcat, check_count, mixed_kernels
 from repblocks.errors import ConfigurationError
 
 

@@ -15,9 +15,8 @@ from typing import final
 from torch import nn
 
 from repblocks.blocks._base import ConvBlock
-from repblocks.blocks._options import check_count
 from repblocks.blocks._registry import register_block
-from repblocks.branches import ConvShape, Sum, check_flag, normed_after_sum
+from repblocks.branches import ConvShape, Sum, check_count, check_flag, normed_after_sum
 
 
 @final

@@ -24,11 +24,12 @@ from repblocks.blocks._stage import (
     Affine,
     StageBlock,
     create_drop_path,
+    create_layer_scale,
     depthwise_block,
     hidden_channels,
 )
 from repblocks.blocks._tail import create_activation
-from repblocks.branches import ConvShape, Negate, Scale, Size, Sum, check_count, check_factor
+from repblocks.branches import ConvShape, Negate, Size, Sum, check_count
 
 
 @final
@@ -68,8 +69,6 @@ class RepMixerBlock(StageBlock):
     ) -> None:
         super().__init__()
         check_count("dim", dim)
-        if layer_scale is not None:
-            check_factor("layer_scale", layer_scale)
         mixer = depthwise_block(
             "mobileone",
             dim,
@@ -80,7 +79,8 @@ class RepMixerBlock(StageBlock):
         )
         norm = ConvShape.create(dim, dim, 1, ndim=ndim).norm()
         minus = nn.Sequential(norm, Negate())
-        scaled = nn.Sequential(Sum({"mixer": mixer, "norm": minus}), *_scale(dim, layer_scale))
+        scale = create_layer_scale(dim, layer_scale)
+        scaled = nn.Sequential(Sum({"mixer": mixer, "norm": minus}), *scale.values())
         self.token_mixer: nn.Module = Affine(
             dim, ndim, sum=Sum({"identity": nn.Identity(), "mixed": scaled})
         )
@@ -106,9 +106,5 @@ def _mlp(
     mlp.add_module("conv", Affine(dim, ndim, conv=depthwise))
     mlp.add_module("pw1", Affine(dim, ndim, conv=up))
     mlp.add_module("act", create_activation(activation))
-    mlp.add_module("pw2", Affine(hidden, ndim, conv=down, scale=nn.Sequential(*_scale(dim, scale))))
+    mlp.add_module("pw2", Affine(hidden, ndim, conv=down, **create_layer_scale(dim, scale)))
     return mlp
-
-
-def _scale(dim: int, start: float | None) -> list[nn.Module]:
-    return [] if start is None else [Scale(dim, start)]

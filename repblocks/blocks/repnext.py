@@ -28,7 +28,7 @@ from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv
 from repblocks.blocks._registry import create_block, register_stage_block
 from repblocks.blocks._stage import check_own_options, create_drop_path, may_drop
 from repblocks.blocks._tail import ACTIVATIONS, create_activation
-from repblocks.branches import ConvShape, SplitConcat
+from repblocks.branches import ConvShape, SplitConcat, check_count
 from repblocks.errors import ConfigurationError, NotFoldable
 
 SHORTCUTS = ("add", "expand")
@@ -107,10 +107,7 @@ class RepNeXtBlock(RepBlock):
                 f"dim must be at least the number of kernel sizes, got {dim} channels for "
                 f"{len(kernel_sizes)} kernel sizes."
             )
-        if not isinstance(expansion, int) or expansion < 1:
-            raise ConfigurationError(
-                f"expansion must be at least 1, a whole number, got {expansion!r}."
-            )
+        check_count("expansion", expansion)
         _check_block_options(block, block_options or {})
         self.ndim = ndim
         self.deploy_shortcut = deploy_shortcut

@@ -27,12 +27,13 @@ from repblocks.blocks._stage import (
     Affine,
     StageBlock,
     create_drop_path,
+    create_layer_scale,
     depthwise_block,
     hidden_channels,
     pointwise,
 )
 from repblocks.blocks._tail import SqueezeExcite, create_activation
-from repblocks.branches import ConvShape, Scale, Shift, Size, check_count, check_factor
+from repblocks.branches import ConvShape, Shift, Size, check_count
 
 
 class ResponseNorm(nn.Module):
@@ -106,8 +107,6 @@ class UniRepLKNetBlock(StageBlock):
         super().__init__()
         check_count("dim", dim)
         check_count("dilated_from", dilated_from)
-        if layer_scale is not None:
-            check_factor("layer_scale", layer_scale)
         shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
         is_dilated = block is None and max(shape.kernel_size) >= dilated_from
         # What other blocks have as their last BatchNorm, the dilated one has after its sum.
@@ -128,7 +127,7 @@ class UniRepLKNetBlock(StageBlock):
         self.pw1: nn.Module = Affine(dim, ndim, conv=up)
         self.act = create_activation(activation)
         self.grn = ResponseNorm(hidden)
-        scale = {} if layer_scale is None else {"scale": Scale(dim, layer_scale)}
+        scale = create_layer_scale(dim, layer_scale)
         self.pw2: nn.Module = Affine(
             hidden, ndim, shift=Shift(hidden), **pointwise(hidden, dim, ndim), **scale
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from repblocks.blocks import RepBlock
 from repblocks.errors import ConfigurationError
 from repblocks.folding.switch import switch_blocks
+from repblocks.models._rules import Rules
 
 
 class Network(nn.Module):
@@ -26,12 +27,21 @@ class Network(nn.Module):
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
-        norm: What comes between the last stage and the pooling.
-        head: What takes the place of the pooled linear head, with timm's methods.
+        final: What comes between the last stage and the pooling; it is no part of the features.
+        head: Makes the head from the channels, the number of scores, ``pool_type`` and
+            ``drop_rate``.
 
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
     """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, to build the training form of a deployed network."""
+        network = super().__new__(cls)
+        network._arguments = (args, kwargs)
+        return network
 
     def __init__(
         self,
@@ -44,8 +54,8 @@ class Network(nn.Module):
         global_pool: str,
         drop_rate: float,
         deploy: bool,
-        norm: nn.Module | None = None,
-        head: nn.Module | None = None,
+        final: nn.Module | None = None,
+        head: Callable[..., nn.Module] = ClassifierHead,
     ) -> None:
         super().__init__()
         if type(num_classes) is not int or num_classes < 0:
@@ -59,8 +69,8 @@ class Network(nn.Module):
         self.grad_checkpointing = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.Identity() if norm is None else norm
-        self.head: Any = head or ClassifierHead(
+        self.final = final or nn.Identity()
+        self.head: Any = head(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
         )
         self.feature_info = [
@@ -84,7 +94,7 @@ class Network(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to scores, or to what the classifier reads."""
-        scores: Tensor = self.head(self.norm(x), pre_logits=pre_logits)
+        scores: Tensor = self.head(self.final(x), pre_logits=pre_logits)
         return scores
 
     def get_classifier(self) -> nn.Module:
@@ -103,6 +113,20 @@ class Network(nn.Module):
         BatchNorm then sees each batch twice, and moves its statistics twice.
         """
         self.grad_checkpointing = enable
+
+    def official_rules(self) -> Rules:
+        """Return what the names of published weights are called here."""
+        return ()
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return renamed weights as they are to be here, where a name alone does not tell."""
+        return state
+
+    def in_training_form(self, **changed: Any) -> Self:
+        """Return a new network of the same arguments, but for some, in its training form."""
+        args, kwargs = self._arguments
+        like = next(self.parameters())
+        return type(self)(*args, **{**kwargs, **changed, "deploy": False}).to(like)
 
 
 def fold_shapes(network: nn.Module) -> None:

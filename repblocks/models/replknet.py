@@ -97,7 +97,7 @@ class RepLKNet(Network):
             global_pool=global_pool,
             drop_rate=drop_rate,
             deploy=deploy,
-            norm=NormBlock(channels, channels, 1, groups=channels, activation=None),
+            final=NormBlock(channels, channels, 1, groups=channels, activation=None),
         )
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from repblocks.blocks import AuxiliaryHeads
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import SE_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -130,6 +131,32 @@ class RepVGG(Network):
             heads = AuxiliaryHeads(self._tapped_widths, self.num_classes)
             self.auxiliary = heads.to(like.device, like.dtype).train(self.training)
 
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
+        half = sum(len(list(stage.children())) for stage in self.stages[2:3]) // 2
+        guides = self.auxiliary is not None and not self.auxiliary.is_deployed
+        return (
+            (r"^backbone\.", ""),
+            *(_AUXILIARY_RULES if guides else ((r"^stage\w+_aux\.", None),)),
+            (r"^stage0\.", "stem."),
+            (r"^stage3_second\.blocks\.(\d+)", lambda m: f"stages.2.{int(m[1]) + half}"),
+            (r"^stage3_first\.", "stage3."),
+            (r"^stage_?(\d+)\.(?:blocks\.)?", lambda m: f"stages.{int(m[1]) - 1}."),
+            (r"\.(rbr_dense|conv_kxk|branch_3x3)\.", ".branches.kxk."),
+            (r"\.(rbr_1x1|conv_1x1|branch_1x1)\.", ".branches.pointwise."),
+            (r"(?<!branches)\.(rbr_identity|identity|branch_norm)\.", ".branches.identity.norm."),
+            (r"\.bn\.", ".norm."),
+            (r"\.(rbr_reparam|reparam_conv|branch_reparam)\.", ".conv."),
+            *SE_RULES,
+            (r"^(linear|head\.fc)\.", "head.fc."),
+        )
+
+
+_AUXILIARY_RULES: Rules = (
+    (r"^stage(\d)(?:_first)?_aux\.", lambda m: f"auxiliary.heads.{int(m[1]) - 1}."),
+    (r"^(auxiliary\.heads\.\d\.0)\.(?!branches)", r"\1.branches."),
+)
+
 
 def _row(depths: Sequence[int], a: float, b: float, **options: Any) -> dict[str, Any]:
     """Return the arguments for the width factors of table 2."""
@@ -162,5 +189,7 @@ QUANTIZABLE = {
     name: {**row, "own_block": "qarepvgg"} for name, row in VARIANTS.items() if name[0] in "ab"
 }
 
-register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})
-register_variants("qarepvgg", RepVGG, QUANTIZABLE)
+_FIRST = ("stem.branches.kxk.conv", "stem.branches.pointwise.conv")
+
+register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28}, first_convs=_FIRST)
+register_variants("qarepvgg", RepVGG, QUANTIZABLE, first_convs=_FIRST)

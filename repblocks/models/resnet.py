@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from repblocks.blocks import create_block
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 from repblocks.models.resnet_cifar import he_normal_
@@ -110,10 +111,26 @@ class ResNet(Network):
         if not deploy:
             he_normal_(self)
 
+    def official_rules(self) -> Rules:
+        """Return the names of timm and torchvision, and what they are."""
+        return (
+            (r"^conv1\.", "stem.branches.conv."),
+            (r"^bn1\.", "stem.branches.norm."),
+            (r"^layer1\.(\d+)\.", lambda m: f"stages.0.{int(m[1]) + 1}."),  # after the pooling
+            (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
+            (r"\.conv(\d)\.", lambda m: f".path.{int(m[1]) - 1}.branches.conv."),
+            (r"\.bn(\d)\.", lambda m: f".path.{int(m[1]) - 1}.branches.norm."),
+            (r"\.downsample\.0\.", ".shortcut.branches.conv."),
+            (r"\.downsample\.1\.", ".shortcut.branches.norm."),
+            (r"^fc\.", "head.fc."),
+        )
+
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "18": {"depths": (2, 2, 2, 2)},
     "50": {"depths": (3, 4, 6, 3), "expansion": 4},
 }
 
-register_variants("resnet", ResNet, VARIANTS)
+register_variants(
+    "resnet", ResNet, VARIANTS, peer="resnet{variant}", first_convs=("stem.branches.conv",)
+)

@@ -85,9 +85,7 @@ class UniRepLKNet(Network):
             global_pool=global_pool,
             drop_rate=drop_rate,
             deploy=deploy,
-            head=NormMlpClassifierHead(
-                channels, num_classes, pool_type=global_pool, drop_rate=drop_rate
-            ),
+            head=NormMlpClassifierHead,
         )
 
 

@@ -104,9 +104,9 @@ def test_even_kernels_lie_in_even_ones():
     ("options", "message"),
     [
         ({"small_kernel": 4}, r"both be odd or both be even.*got 4 and \(7, 7\)"),
-        ({"small_kernel": 0}, "small_kernel must be at least 1, a whole number, got 0"),
-        ({"small_kernel": 3.0}, r"small_kernel must be at least 1.*got 3\.0"),
-        ({"small_kernel": True}, "small_kernel must be at least 1.*got True"),
+        ({"small_kernel": 0}, "small_kernel must be a whole number of at least 1, got 0"),
+        ({"small_kernel": 3.0}, r"small_kernel must be a whole number of at least 1, got 3\.0"),
+        ({"small_kernel": True}, "small_kernel must be a whole number of at least 1, got True"),
     ],
 )
 def test_what_has_no_common_centre_is_refused(options, message):

@@ -21,7 +21,7 @@ def test_mobileone_builds_the_branches_it_is_told(branches, scale):
         "mobileone", 6, 6, 3, groups=6, num_conv_branches=branches, use_scale_branch=scale
     )
     assert len(block.branches) == branches + scale + 1
-    with pytest.raises(ConfigurationError, match="num_conv_branches must be at least 1.*got 0"):
+    with pytest.raises(ConfigurationError, match="num_conv_branches must be .* at least 1, got 0"):
         create_block("mobileone", 6, 6, 3, num_conv_branches=0)
 
 
@@ -128,7 +128,7 @@ def test_activations_that_mix_channels_are_refused(activation):
 @pytest.mark.parametrize(
     ("block", "option", "message"),
     [
-        ("mobileone", {"num_conv_branches": 2.5}, "a whole number, got 2.5"),
+        ("mobileone", {"num_conv_branches": 2.5}, "a whole number of at least 1, got 2.5"),
         ("dbb", {"internal_channels": 0}, "multiple of the 1 groups, got 0"),
         ("dbb", {"internal_channels": 8.0}, r"multiple of the 1 groups, got 8\.0"),
         ("dbb", {"internal_channels": True}, "multiple of the 1 groups, got True"),
@@ -142,7 +142,7 @@ def test_activations_that_mix_channels_are_refused(activation):
         ("plain", {"activation": 6}, "activation must be the name of a torch activation.*got 6"),
         ("plain", {"se": 1.5}, "se must be a fraction.*at most 1, got 1.5"),
         ("plain", {"se": "half"}, "se must be a fraction.*got 'half'"),
-        ("mobileone", {"num_conv_branches": True}, "a whole number, got True"),
+        ("mobileone", {"num_conv_branches": True}, "a whole number of at least 1, got True"),
         ("mobileone", {"use_scale_branch": 1}, "use_scale_branch must be true or false, got 1"),
     ],
 )
@@ -152,7 +152,7 @@ def test_options_of_the_wrong_kind_are_refused(block, option, message):
 
 
 def test_repnext_refuses_what_it_cannot_be():
-    with pytest.raises(ConfigurationError, match="expansion must be at least 1.*got 1.5"):
+    with pytest.raises(ConfigurationError, match=r"expansion must be .* at least 1, got 1\.5"):
         RepNeXtBlock(8, expansion=1.5)
     with pytest.raises(ConfigurationError, match=r"drop_path must be in \[0, 1\), got 1.5"):
         RepNeXtBlock(8, drop_path=1.5)

@@ -185,9 +185,45 @@ def test_large_kernels_have_no_norm_left_before_pointwise_convolutions():
     assert relative_error(block(image()), truth) < EXACT
 
 
+@pytest.mark.parametrize("num_sets", [1, 2, DIM])
+def test_rep_mlp_is_a_layer_over_patches_that_are_not_square(num_sets):
+    block = ready("rep_mlp", patch_size=(3, 4), num_sets=num_sets, mlp_ratio=None)
+    x = image()
+    truth = block(x)
+    normed = block.norm(x)
+    patches = normed.unfold(2, 3, 3).unfold(3, 4, 4)  # (N, C, 3, 3, 3, 4)
+    sums = block.mixer[0]
+    layer, norm = sums["layer"]
+    mixed = torch.empty_like(patches)
+    for c in range(DIM):
+        own, rows = c % num_sets, patches[:, c].flatten(3)
+        weight = layer.weight.view(num_sets, 12, 12)[own]
+        scale = norm.branch.weight[own] / (norm.branch.running_var[own] + 1e-5).sqrt()
+        full = scale * (rows @ weight.T - norm.branch.running_mean[own]) + norm.branch.bias[own]
+        mixed[:, c] = full.unflatten(3, (3, 4))
+        for name in ("conv0", "conv1"):
+            conv = nn.Sequential(*sums[name].branch)
+            every = patches[:, c].reshape(-1, 1, 3, 4).expand(-1, num_sets, 3, 4)
+            mixed[:, c] += conv(every)[:, own].view(mixed[:, c].shape)
+    mixed = mixed.permute(0, 1, 2, 4, 3, 5).reshape(x.shape)
+    assert relative_error(x + block.gate.gates(normed) * mixed, truth) < EXACT
+    block.switch_to_deploy()
+    assert block.mixer.weight.shape == (num_sets * 12, 12, 1)
+    assert relative_error(block(x), truth) < EXACT
+
+
+def test_rep_mlp_is_made_for_one_size():
+    block = ready("rep_mlp", patch_size=(3, 4))
+    with pytest.raises(ConfigurationError, match=r"patches of \(3, 4\) positions.*of \(12, 9\)"):
+        block(image().mT)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("rep_mlp", {"num_sets": 3}, "num_sets must divide dim, got 3 for 8"),
+        ("rep_mlp", {"patch_size": (3, 0)}, "patch_size must be .*at least 1.*got 0"),
+        ("rep_mlp", {"kernel_sizes": (1, 2)}, r"2 odd whole numbers.*\(1, 2\)"),
         ("rep_cpe", {"kernel_size": 4}, "kernel_size must be odd"),
         ("rep_mixer", {"mlp_ratio": 0}, "mlp_ratio must be a number that leaves.*got 0"),
         ("rep_mixer", {"drop_path": 1}, r"drop_path must be in \[0, 1\), got 1"),

@@ -4,14 +4,17 @@ import copy
 
 import pytest
 import torch
-from truth import calibrate, relative_error, rms_error
+from truth import calibrate, fitting, relative_error, rms_error
 
 from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, anneal
 
 CHANNELS = 8
 BLOCKS = {
     **{name: (CONV_BLOCKS[name], (CHANNELS, CHANNELS, 3), {"se": 0.5}) for name in CONV_BLOCKS},
-    **{name: (STAGE_BLOCKS[name], (CHANNELS,), {}) for name in STAGE_BLOCKS},
+    **{
+        name: (STAGE_BLOCKS[name], (CHANNELS,), fitting(STAGE_BLOCKS[name], 3, 5))
+        for name in STAGE_BLOCKS
+    },
 }
 EXACT = 1e-12
 ROUNDING = 1e-5

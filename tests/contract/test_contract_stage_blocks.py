@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from truth import calibrate, relative_error
+from truth import calibrate, fitting, relative_error
 
 from repblocks.algebra import is_batch_norm
 from repblocks.blocks import STAGE_BLOCKS, anneal
@@ -18,7 +18,10 @@ pytestmark = [
 
 def ready(name, ndim, **options):
     torch.manual_seed(0)
-    block = STAGE_BLOCKS[name](11, ndim=ndim, **options).double()
+    made = STAGE_BLOCKS[name]
+    # Several patches, where a block has patches, and none of them as high as it is wide.
+    patch = fitting(made, *(4, 3, 5)[:ndim])
+    block = made(11, ndim=ndim, **patch, **options).double()
     anneal(block, 1.0)
     return calibrate(block, image(ndim)), image(ndim)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from truth import fitting
 
 from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, RepBlock, anneal
 
@@ -53,12 +54,13 @@ def numbers(name: str, case: str) -> dict[str, dict[str, Any]]:
     """
     registry = CONV_BLOCKS if name in CONV_BLOCKS else STAGE_BLOCKS
     arguments = cases(name)[case]
-    block = registry[name](**arguments).double().eval()
+    sizes = _SIZES[arguments.get("ndim", 2)]
+    block = registry[name](**arguments, **fitting(registry[name], *sizes)).double().eval()
     assert isinstance(block, RepBlock)
     random = np.random.RandomState(0)
     draw(block, random)
     anneal(block, 1.0)
-    x = normal(random, 2, 6, *_SIZES[arguments.get("ndim", 2)])
+    x = normal(random, 2, 6, *sizes)
     with torch.no_grad():
         before = summary(block(x))
         with warnings.catch_warnings():  # the statistics are drawn, no batch updated them

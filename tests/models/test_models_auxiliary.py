@@ -7,7 +7,7 @@ from models_nets import count_parameters, images, norms
 from truth import calibrate, relative_error
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
-from repblocks import fold
+from repblocks import fold, load_official
 from repblocks.blocks import main_and_others
 from repblocks.folding.switch import fold_blocks
 
@@ -71,6 +71,26 @@ def test_deployed_they_are_gone():
 def test_they_cost_a_convolution_and_a_linear_layer_each():
     expected = sum(9 * c * c + 2 * c + (c + 1) * 5 for c in (8, 8, 12))
     assert count_parameters(plus()) - count_parameters(plus(auxiliary=False)) == expected
+
+
+def test_official_names_are_known():
+    model, other = plus().double(), plus().double()
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    names = {"heads.0.": "stage1_aux.", "heads.1.": "stage2_aux.", "heads.2.": "stage3_first_aux."}
+    state = {}
+    for name, value in model.state_dict().items():
+        key, (head, _, rest) = name, name.removeprefix("auxiliary.").partition(".branches")
+        for ours, theirs in names.items():
+            if name.startswith(f"auxiliary.{ours}"):
+                key = f"{head}{rest}".replace(ours, theirs).replace(".norm.", ".bn.")
+        state[key] = value
+    assert {"stage1_aux.0.conv.weight", "stage3_first_aux.3.bias"} <= state.keys()
+    load_official(other, state)
+    x = images(32, dtype=torch.float64)
+    for found, truth in zip(other(x), model(x), strict=True):
+        assert torch.equal(found, truth)
+    load_official(plus(auxiliary=False), state)
 
 
 def test_classes_are_replaced_everywhere():
