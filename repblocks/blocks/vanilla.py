@@ -74,7 +74,7 @@ class VanillaBlock(StageBlock):
         dim: C_in.
         out_channels: C_out; None for as many.
         hidden: Channels between the two convolutions; None for C_in.
-        patch_size: Taps and stride of the first convolution; above 1 it is a stem.
+        patch: Taps and stride of the first convolution; above 1 it is a stem.
         pool: Taps and stride of a maximum between the convolutions and the series; 1 for none.
         act_reach: Positions on each side that the series activation reads; 0 for the rectifier
             and its BatchNorm alone.
@@ -97,7 +97,7 @@ class VanillaBlock(StageBlock):
         *,
         out_channels: int | None = None,
         hidden: int | None = None,
-        patch_size: int = 1,
+        patch: int = 1,
         pool: int = 1,
         act_reach: int = 3,
         schedule: str = "linear",
@@ -115,7 +115,7 @@ class VanillaBlock(StageBlock):
         self.schedule = schedule
         hidden = dim if hidden is None else hidden
         out_channels = dim if out_channels is None else out_channels
-        first = ConvShape.create(dim, hidden, patch_size, patch_size, 0, ndim=ndim)
+        first = ConvShape.create(dim, hidden, patch, patch, 0, ndim=ndim)
         second = ConvShape.create(hidden, out_channels, 1, ndim=ndim)
         self.conv: nn.Module = Affine(
             dim, ndim, conv1=first.conv_norm(), act=AnnealedReLU(), conv2=second.conv_norm()
@@ -136,7 +136,7 @@ class VanillaBlock(StageBlock):
             norm.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (patch_size * pool))``."""
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (patch * pool))``."""
         y: Tensor = self.series(self.act(self.pool(self.conv(x))))
         return y
 

@@ -40,10 +40,14 @@ def print_lists() -> None:
     for title, registry in (("conv block", CONV_BLOCKS), ("stage block", STAGE_BLOCKS)):
         console.print(_table(title, {name: [registry[name]] for name in registry}))
     entries = [timm.model_entrypoint(name) for name in timm.list_models("repblocks_*")]
-    families = itertools.groupby(entries, lambda entry: entry.__name__.rpartition("_")[0])
+    families = itertools.groupby(sorted(entries, key=_family), _family)
     rows = [(family, list(variants)) for family, variants in families]
     alone = {family: v[0].__name__ if len(v) == 1 else family for family, v in rows}
     console.print(_table("network", {alone[family]: variants for family, variants in rows}))
+
+
+def _family(entry: Callable[..., Any]) -> str:
+    return entry.__name__.rpartition("_")[0]
 
 
 def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Table:

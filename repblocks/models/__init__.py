@@ -6,6 +6,7 @@
 from repblocks.models.ecbsr import ECBSR as ECBSR
 from repblocks.models.mobilenetv1 import MobileNetV1 as MobileNetV1
 from repblocks.models.mobileone import MobileOne as MobileOne
+from repblocks.models.official import load_official as load_official
 from repblocks.models.replknet import RepLKNet as RepLKNet
 from repblocks.models.repnext import RepNeXt as RepNeXt
 from repblocks.models.repvgg import RepVGG as RepVGG

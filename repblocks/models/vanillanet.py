@@ -79,7 +79,7 @@ class VanillaNet(Network):
                 channels = dim
             stages.append(nn.Sequential(*(blocks or [nn.Identity()])))
         super().__init__(
-            vanilla(in_chans, out_channels=dims[0], hidden=dims[0], patch_size=4, **options),
+            vanilla(in_chans, out_channels=dims[0], hidden=dims[0], patch=4, **options),
             stages,
             dims,
             [4 * 2**i for i in range(len(dims))],
