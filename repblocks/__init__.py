@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from repblocks.folding.fold import fold as fold
     from repblocks.folding.switch import fold_blocks as fold_blocks
     from repblocks.folding.verification import verify as verify
+    from repblocks.models.official import load_official as load_official
 
 _HOMES = {
     "ConvKernel": "repblocks.algebra",
@@ -33,6 +34,7 @@ _HOMES = {
     "fold_blocks": "repblocks.folding.switch",
     "insert_bn": "repblocks.expansion",
     "load": "repblocks.deployment.load",
+    "load_official": "repblocks.models.official",
     "recalibrate_bn": "repblocks.expansion",
     "set_execution": "repblocks.blocks",
     "swap": "repblocks.expansion",

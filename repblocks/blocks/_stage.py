@@ -6,6 +6,7 @@ stays as it is.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 from torch import nn
 
 from repblocks.algebra.kernel import ConvKernel
-from repblocks.blocks._base import RepBlock, deployed_conv, kernel_of
-from repblocks.blocks._registry import create_block
+from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv, kernel_of
+from repblocks.blocks._registry import CONV_BLOCKS, create_block
 from repblocks.branches import ConvShape, Scale, Size, check_factor
-from repblocks.errors import ConfigurationError
+from repblocks.errors import ConfigurationError, UnknownNameError
 
 
 class Affine(nn.Sequential):
@@ -82,19 +83,50 @@ def pointwise(
     return {**before, "conv": block}
 
 
-def depthwise_block(name: str, dim: int, kernel_size: Size, ndim: int, **options: Any) -> nn.Module:
-    """Return a depthwise conv block without activation, for :class:`Affine`.
+def depthwise_block(
+    name: str,
+    dim: int,
+    kernel_size: Size,
+    ndim: int,
+    *,
+    block: str | None = None,
+    block_options: Mapping[str, Any] | None = None,
+    execution: str = "auto",
+    **own: Any,
+) -> nn.Module:
+    """Return a depthwise conv block that is affine, for :class:`Affine`.
 
     Args:
-        name: Of the conv block.
+        name: The conv block that the place has itself.
         dim: C.
         kernel_size: Odd numbers of taps.
         ndim: Number of spatial axes.
-        options: What else the block shall have.
+        block: Another conv block by name; None for the place's own.
+        block_options: Options of the block, over those that the place has for its own.
+        execution: How the block computes its branches in training.
+        own: Options of the place for its own block.
+
+    Raises:
+        UnknownNameError: if no conv block has the name, or the block does not have an option.
     """
-    return create_block(
-        name, dim, dim, kernel_size, groups=dim, ndim=ndim, activation=None, **options
-    )
+    chosen = name if block is None else block
+    check_own_options(chosen, block_options or {})
+    options = {**(own if block is None else {}), **(block_options or {})}
+    shape = {"groups": dim, "ndim": ndim, "activation": None, "se": None, "execution": execution}
+    return create_block(chosen, dim, dim, kernel_size, **shape, **options)
+
+
+def check_own_options(block: str, options: Mapping[str, Any]) -> None:
+    """Check that options are those that a conv block itself has: its place gives the rest.
+
+    Raises:
+        UnknownNameError: if no conv block has the name, or for the first option that is none.
+    """
+    common = inspect.signature(ConvBlock.__init__).parameters
+    own = [name for name in inspect.signature(CONV_BLOCKS[block]).parameters if name not in common]
+    for name in options:
+        if name not in own:
+            raise UnknownNameError(f"option of {block!r} in its place", name, own)
 
 
 def create_layer_scale(dim: int, start: float | None) -> dict[str, nn.Module]:

@@ -18,7 +18,7 @@ both would cost more.
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ class RepGhostBlock(StageBlock):
 
         def depthwise(channels: int) -> Affine:
             name = "mobileone" if use_norm_branch else "plain"
-            options = {"num_conv_branches": 1, "use_scale_branch": False}
+            options: dict[str, Any] = {"num_conv_branches": 1, "use_scale_branch": False}
             block = depthwise_block(
                 name,
                 channels,

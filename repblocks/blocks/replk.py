@@ -15,7 +15,8 @@ leaves; 13 taps unless said otherwise, those of the last stage, where the first 
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 from torch import Tensor, nn
 
@@ -46,11 +47,14 @@ class RepLKBlock(StageBlock):
         activation: A torch activation in lower case, around the large kernel.
         mlp_activation: That of the bottleneck.
         drop_path: Probability of leaving out each of the two paths of a sample in training.
+        block: Another conv block, by name, for the place of the large kernel; None for its own.
+        block_options: Options of that conv block.
         ndim: 1, 2 or 3 spatial axes.
         execution: How the large kernel computes its branches in training.
 
     Raises:
         ConfigurationError: if an argument is out of range.
+        UnknownNameError: if no conv block has the name, or the block does not have an option.
     """
 
     def __init__(
@@ -64,6 +68,8 @@ class RepLKBlock(StageBlock):
         activation: str = "relu",
         mlp_activation: str = "gelu",
         drop_path: float = 0.0,
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
         ndim: int = 2,
         execution: str = "auto",
     ) -> None:
@@ -75,6 +81,8 @@ class RepLKBlock(StageBlock):
             wide,
             kernel_size,
             ndim,
+            block=block,
+            block_options=block_options,
             execution=execution,
             small_kernel=small_kernel,
         )

@@ -13,7 +13,6 @@ Differences: every number of chunks, and any conv block in the place of the chun
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -26,11 +25,11 @@ from repblocks.algebra.rules import apply, check_call
 from repblocks.algebra.shortcut import expand_shortcut
 from repblocks.algebra.special import CONV_CLASSES
 from repblocks.blocks._base import ConvBlock, RepBlock, deployed_conv
-from repblocks.blocks._registry import CONV_BLOCKS, create_block, register_stage_block
-from repblocks.blocks._stage import create_drop_path, may_drop
+from repblocks.blocks._registry import create_block, register_stage_block
+from repblocks.blocks._stage import check_own_options, create_drop_path, may_drop
 from repblocks.blocks._tail import ACTIVATIONS, create_activation
 from repblocks.branches import ConvShape, SplitConcat, check_count
-from repblocks.errors import ConfigurationError, NotFoldable, UnknownNameError
+from repblocks.errors import ConfigurationError, NotFoldable
 
 SHORTCUTS = ("add", "expand")
 
@@ -208,11 +207,7 @@ def _check_block_options(block: str | None, options: Mapping[str, Any]) -> None:
                 "block for the depthwise mixer, or leave the options out."
             )
         return
-    common = inspect.signature(ConvBlock.__init__).parameters
-    own = [name for name in inspect.signature(CONV_BLOCKS[block]).parameters if name not in common]
-    for name in options:
-        if name not in own:
-            raise UnknownNameError(f"option of {block!r} as the mixer", name, own)
+    check_own_options(block, options)
 
 
 def check_shortcut(deploy_shortcut: str) -> None:

@@ -16,7 +16,8 @@ Differences: the linear layers are pointwise convolutions, so that nothing is pe
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ class ResponseNorm(nn.Module):
         self.eps = eps
         self.gamma = nn.Parameter(torch.zeros(channels))
 
+    def reset_parameters(self) -> None:
+        """Set all factors to 1."""
+        nn.init.zeros_(self.gamma)
+
     def forward(self, x: Tensor) -> Tensor:
         """Scale the channels of ``(N, C, *spatial)``."""
         axes = tuple(range(2, x.ndim))
@@ -73,11 +78,14 @@ class UniRepLKNetBlock(StageBlock):
         layer_scale: First value of the scales; None for no scales.
         activation: A torch activation in lower case.
         drop_path: Probability of leaving out the main path of a sample in training.
+        block: Another conv block, by name, for the depthwise place; None for its own.
+        block_options: Options of that conv block, or of the dilated one.
         ndim: 1, 2 or 3 spatial axes.
         execution: How the kernels compute their branches in training.
 
     Raises:
         ConfigurationError: if an argument is out of range.
+        UnknownNameError: if no conv block has the name, or the block does not have an option.
     """
 
     def __init__(
@@ -91,6 +99,8 @@ class UniRepLKNetBlock(StageBlock):
         layer_scale: float | None = 1e-6,
         activation: str = "gelu",
         drop_path: float = 0.0,
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
         ndim: int = 2,
         execution: str = "auto",
     ) -> None:
@@ -98,13 +108,15 @@ class UniRepLKNetBlock(StageBlock):
         check_count("dim", dim)
         check_count("dilated_from", dilated_from)
         shape = ConvShape.create(dim, dim, kernel_size, groups=dim, ndim=ndim)
-        is_dilated = max(shape.kernel_size) >= dilated_from
-        # What a plain block has as its BatchNorm, a dilated one has after its sum.
+        is_dilated = block is None and max(shape.kernel_size) >= dilated_from
+        # What other blocks have as their last BatchNorm, the dilated one has after its sum.
         kernels = depthwise_block(
             "dilated_reparam" if is_dilated else "plain",
             dim,
             kernel_size,
             ndim,
+            block=block,
+            block_options=block_options if is_dilated or block is not None else None,
             execution=execution,
         )
         after = {"norm": shape.norm()} if is_dilated else {}

@@ -10,14 +10,15 @@ Source:
     Official code: https://github.com/huawei-noah/VanillaNet
 
 Differences: a fold before the end of the annealing is refused, where the official code gives a
-network of another function; the slope stands in the state dict. Pooling and a change of channels
-are left to the layers between two stages. 1-d and 3-d.
+network of another function; the slope stands in the state dict; no convolution has a bias before
+its BatchNorm; another conv block may take the place of the depthwise convolution. 1-d and 3-d.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import cos, pi
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import rule
 from repblocks.blocks._registry import register_stage_block
-from repblocks.blocks._stage import Affine, StageBlock
+from repblocks.blocks._stage import Affine, StageBlock, depthwise_block
 from repblocks.blocks._tail import create_activation
 from repblocks.branches import ConvShape, check_choice, check_count
 from repblocks.errors import NotFoldable
 
 SCHEDULES = ("linear", "cosine")
+_POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
 
 
 class AnnealedReLU(nn.Module):
@@ -69,44 +71,73 @@ class VanillaBlock(StageBlock):
     each epoch, and with 1 before the last ones, so that they train the function that is deployed.
 
     Args:
-        dim: C.
+        dim: C_in.
+        out_channels: C_out; None for as many.
+        hidden: Channels between the two convolutions; None for C_in.
+        patch: Taps and stride of the first convolution; above 1 it is a stem.
+        pool: Taps and stride of a maximum between the convolutions and the series; 1 for none.
         act_reach: Positions on each side that the series activation reads; 0 for the rectifier
             and its BatchNorm alone.
         schedule: How the slope follows the progress: ``"linear"`` or ``"cosine"``.
         activation: A torch activation in lower case, that of the series.
+        block: A conv block, by name, for the depthwise convolution of the series; None for
+            ``plain``.
+        block_options: Options of that conv block.
         ndim: 1, 2 or 3 spatial axes.
+        execution: How the block of the series computes its branches in training.
 
     Raises:
         ConfigurationError: if an argument is out of range.
+        UnknownNameError: if no conv block has the name, or the block does not have an option.
     """
 
     def __init__(
         self,
         dim: int,
         *,
+        out_channels: int | None = None,
+        hidden: int | None = None,
+        patch: int = 1,
+        pool: int = 1,
         act_reach: int = 3,
         schedule: str = "linear",
         activation: str = "relu",
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
         ndim: int = 2,
+        execution: str = "auto",
     ) -> None:
         super().__init__()
         check_count("dim", dim)
         check_count("act_reach", act_reach, 0)
+        check_count("pool", pool)
         check_choice("schedule", schedule, SCHEDULES)
         self.schedule = schedule
-        shape = ConvShape.create(dim, dim, 1, ndim=ndim)
+        hidden = dim if hidden is None else hidden
+        out_channels = dim if out_channels is None else out_channels
+        first = ConvShape.create(dim, hidden, patch, patch, 0, ndim=ndim)
+        second = ConvShape.create(hidden, out_channels, 1, ndim=ndim)
         self.conv: nn.Module = Affine(
-            dim, ndim, conv1=shape.conv_norm(), act=AnnealedReLU(), conv2=shape.conv_norm()
+            dim, ndim, conv1=first.conv_norm(), act=AnnealedReLU(), conv2=second.conv_norm()
         )
+        self.pool = nn.Identity() if pool == 1 else _POOLS[ndim](pool)
         self.act = create_activation(activation)
-        window = ConvShape.create(dim, dim, 2 * act_reach + 1, groups=dim, ndim=ndim)
-        self.series: nn.Module = Affine(dim, ndim, conv=window.conv_norm())
+        series = depthwise_block(
+            "plain",
+            out_channels,
+            2 * act_reach + 1,
+            ndim,
+            block=block,
+            block_options=block_options,
+            execution=execution,
+        )
+        self.series: nn.Module = Affine(out_channels, ndim, conv=series)
         for norm in filter(is_batch_norm, self.modules()):
             norm.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
-        y: Tensor = self.series(self.act(self.conv(x)))
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (patch * pool))``."""
+        y: Tensor = self.series(self.act(self.pool(self.conv(x))))
         return y
 
     def anneal(self, progress: float) -> None:

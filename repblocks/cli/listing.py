@@ -40,10 +40,12 @@ def print_lists() -> None:
     for title, registry in (("conv block", CONV_BLOCKS), ("stage block", STAGE_BLOCKS)):
         console.print(_table(title, {name: [registry[name]] for name in registry}))
     entries = [timm.model_entrypoint(name) for name in timm.list_models("repblocks_*")]
-    families = itertools.groupby(entries, lambda entry: entry.__name__.rpartition("_")[0])
-    rows = [(family, list(variants)) for family, variants in families]
-    alone = {family: v[0].__name__ if len(v) == 1 else family for family, v in rows}
-    console.print(_table("network", {alone[family]: variants for family, variants in rows}))
+    families = itertools.groupby(sorted(entries, key=_family), _family)
+    console.print(_table("network", {family: list(variants) for family, variants in families}))
+
+
+def _family(entry: Callable[..., Any]) -> str:
+    return entry.__name__.rpartition("_")[0]
 
 
 def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Table:
@@ -55,8 +57,9 @@ def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Tabl
     table = Table(title, "what it is", "options", caption=caption, caption_justify="left")
     for name, variants in rows.items():
         what = (inspect.getdoc(variants[0]) or "").partition("\n")[0].rpartition(": ")[2]
-        endings = [entry.__name__.removeprefix(f"{name}_") for entry in variants]
-        shown = name if len(variants) == 1 else f"{name}_\n{', '.join(endings)}"
+        names = [entry.__name__ for entry in variants]
+        endings = [each.removeprefix(f"{name}_") for each in names if each.startswith(f"{name}_")]
+        shown = f"{name}_\n{', '.join(endings)}" if endings else name
         own = [text for text in options[name] if text not in shared]
         table.add_row(shown, what, ", ".join(own))
     return table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from repblocks.blocks import RepBlock
 from repblocks.errors import ConfigurationError
 from repblocks.folding.switch import switch_blocks
+from repblocks.models._rules import Rules
 
 
 class Network(nn.Module):
@@ -25,10 +27,21 @@ class Network(nn.Module):
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
+        final: What comes between the last stage and the pooling; it is no part of the features.
+        head: Makes the head from the channels, the number of scores, ``pool_type`` and
+            ``drop_rate``.
 
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
     """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, to build the training form of a deployed network."""
+        network = super().__new__(cls)
+        network._arguments = (args, kwargs)
+        return network
 
     def __init__(
         self,
@@ -41,6 +54,8 @@ class Network(nn.Module):
         global_pool: str,
         drop_rate: float,
         deploy: bool,
+        final: nn.Module | None = None,
+        head: Callable[..., nn.Module] = ClassifierHead,
     ) -> None:
         super().__init__()
         if type(num_classes) is not int or num_classes < 0:
@@ -54,7 +69,8 @@ class Network(nn.Module):
         self.grad_checkpointing = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.head = ClassifierHead(
+        self.final = final or nn.Identity()
+        self.head: Any = head(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
         )
         self.feature_info = [
@@ -62,9 +78,9 @@ class Network(nn.Module):
             for i, (width, reduction) in enumerate(zip(channels, reductions, strict=True))
         ]
         if deploy:
-            self._deploy()
+            fold_shapes(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
@@ -78,7 +94,7 @@ class Network(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to scores, or to what the classifier reads."""
-        scores: Tensor = self.head(x, pre_logits=pre_logits)
+        scores: Tensor = self.head(self.final(x), pre_logits=pre_logits)
         return scores
 
     def get_classifier(self) -> nn.Module:
@@ -98,18 +114,37 @@ class Network(nn.Module):
         """
         self.grad_checkpointing = enable
 
-    def _deploy(self) -> None:
-        """Fold the shapes alone: weights that are deployed already follow."""
-        device = next(self.parameters()).device
-        for block in self.modules():
-            if isinstance(block, RepBlock):
-                block.to("meta")
-        switch_blocks(self.eval())
-        for module in self.modules():
-            if any(p.is_meta for p in module.parameters(recurse=False)):
-                module.to_empty(device=device, recurse=False)
-                module.reset_parameters()  # type: ignore[operator] # torch's layers have it
-        self.train()
+    def official_rules(self) -> Rules:
+        """Return what the names of published weights are called here."""
+        return ()
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return renamed weights as they are to be here, where a name alone does not tell."""
+        return state
+
+    def in_training_form(self, **changed: Any) -> Self:
+        """Return a new network of the same arguments, but for some, in its training form."""
+        args, kwargs = self._arguments
+        like = next(self.parameters())
+        return type(self)(*args, **{**kwargs, **changed, "deploy": False}).to(like)
+
+
+def fold_shapes(network: nn.Module) -> None:
+    """Fold a new network for its shapes alone, in place: weights that are deployed already follow.
+
+    Args:
+        network: It ends in training mode, with the initial weights of torch.
+    """
+    device = next(network.parameters()).device
+    for block in network.modules():
+        if isinstance(block, RepBlock):
+            block.to("meta")
+    switch_blocks(network.eval())
+    for module in network.modules():
+        if any(p.is_meta for p in module.parameters(recurse=False)):
+            module.to_empty(device=device, recurse=False)
+            module.reset_parameters()  # type: ignore[operator] # torch's layers have it
+    network.train()
 
 
 def check_stages(**values: Sequence[object]) -> None:

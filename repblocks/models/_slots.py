@@ -62,3 +62,13 @@ class Slot:
         return create_block(
             self.block, in_channels, out_channels, kernel_size, stride, **shape, **options
         )
+
+    def of_stage(self, kernel_size: int) -> tuple[int, dict[str, Any]]:
+        """Return the kernel size of a place inside a stage block, and what names the block.
+
+        Args:
+            kernel_size: What the place has itself.
+        """
+        options = dict(self.options)
+        size = options.pop("kernel_size", kernel_size)
+        return size, {"block": self.block, "block_options": options}

@@ -4,47 +4,74 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+import timm
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
+from torch import Tensor, nn
+
+from repblocks.models._network import Network
+from repblocks.models.official import official_state
 
 
 def register_variants(
     family: str,
-    network: type[nn.Module],
+    network: type[Network],
     variants: Mapping[str, Mapping[str, Any]],
     input_sizes: Mapping[str, int] | None = None,
+    *,
+    peer: str = "{family}_{variant}",
+    first_convs: Sequence[str] = (),
 ) -> None:
     """Register ``repblocks_<family>_<variant>`` for each row of a table of arguments.
+
+    Where timm has the network, ``pretrained=True`` takes the weights that timm knows of.
 
     Args:
         family: Name of the family.
         network: The class that builds it.
         variants: Arguments of the class, by variant; a caller's go over them.
         input_sizes: Height and width that a variant is made for, where it is not 224.
+        peer: What timm calls the same network.
+        first_convs: Convolutions of the images in the training form, beside that of the deployed
+            form: their weights are adapted to other input channels.
     """
     module = sys.modules[network.__module__]
     names = {variant: f"repblocks_{family}_{variant}" for variant in variants}
     sizes = input_sizes or {}
-    cfgs = {
-        name: {
-            "classifier": "head.fc",
-            # In the deployed form: only its weights are adapted to other input channels.
-            "first_conv": "stem.conv",
-            "input_size": (3, *(sizes.get(variant, 224),) * 2),
-        }
-        for variant, name in names.items()
-    }
-    module.default_cfgs = generate_default_cfgs(cfgs)  # type: ignore[attr-defined] # timm reads it
+    cfgs: dict[str, Any] = {}
+    for variant, name in names.items():
+        own = {"classifier": "head.fc", "first_conv": ("stem.conv", *first_convs)}
+        tagged = _weights_of_timm(peer.format(family=family, variant=variant))
+        for tag, cfg in tagged.items():
+            cfgs[f"{name}.{tag}"] = replace(cfg, **own)
+        if not tagged:
+            cfgs[name] = {**own, "input_size": (3, *(sizes.get(variant, 224),) * 2)}
+    known = getattr(module, "default_cfgs", {})  # of another family of the same class
+    module.default_cfgs = {**known, **generate_default_cfgs(cfgs)}  # type: ignore[attr-defined] # timm reads it
     for variant, name in names.items():
         entry = _entry(name, network, variants[variant])
         entry.__module__ = module.__name__
         setattr(module, name, register_model(entry))
 
 
-def _entry(name: str, network: type[nn.Module], row: Mapping[str, Any]) -> Callable[..., nn.Module]:
+def _weights_of_timm(name: str) -> dict[str, PretrainedCfg]:
+    """Return what timm knows about weights of its network, by tag, the usual ones first."""
+    if not timm.is_model(name):
+        return {}
+    tagged = [get_pretrained_cfg(each) for each in (name, *timm.list_models(f"{name}.*"))]
+    return {cfg.tag: cfg for cfg in tagged if cfg is not None and cfg.tag and cfg.has_weights}
+
+
+def _entry(name: str, network: type[Network], row: Mapping[str, Any]) -> Callable[..., nn.Module]:
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         arguments = {**row, **kwargs}
         stages = len(arguments["depths"])
@@ -52,6 +79,7 @@ def _entry(name: str, network: type[nn.Module], row: Mapping[str, Any]) -> Calla
             network,
             name,
             pretrained,
+            pretrained_filter_fn=_named_as_ours,
             feature_cfg={"out_indices": tuple(range(stages)), "flatten_sequential": True},
             **arguments,
         )
@@ -63,7 +91,12 @@ def _entry(name: str, network: type[nn.Module], row: Mapping[str, Any]) -> Calla
     return create
 
 
-def _signature(network: type[nn.Module], row: Mapping[str, Any]) -> inspect.Signature:
+def _named_as_ours(state: Mapping[str, Any], model: Network) -> dict[str, Tensor]:
+    """Give timm the weights of a checkpoint under our names, in the form of the network."""
+    return official_state(model, state)
+
+
+def _signature(network: type[Network], row: Mapping[str, Any]) -> inspect.Signature:
     """Return the arguments of the class, with those of the row as defaults."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     pretrained = inspect.Parameter("pretrained", keyword, default=False, annotation=bool)

@@ -14,6 +14,7 @@ from typing import Any, final
 from torch import nn
 
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import MOBILEONE_RULES, SE_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -82,6 +83,17 @@ class MobileOne(Network):
             deploy=deploy,
         )
 
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
+        return (
+            (r"^backbone\.", ""),
+            (r"^stage0\.", "stem."),
+            (r"^stage(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}."),
+            *MOBILEONE_RULES,
+            *SE_RULES,
+            (r"^linear\.", "head.fc."),
+        )
+
 
 _DEPTHS = (2, 8, 10, 1)
 
@@ -93,4 +105,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "s4": {"width_factors": (3.0, 3.5, 3.5, 4.0), "depths": _DEPTHS, "se_blocks": (0, 0, 5, 1)},
 }
 
-register_variants("mobileone", MobileOne, VARIANTS)
+register_variants(
+    "mobileone",
+    MobileOne,
+    VARIANTS,
+    first_convs=("stem.branches.kxk0.conv", "stem.branches.scale.conv"),
+)

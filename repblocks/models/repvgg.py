@@ -3,10 +3,14 @@
 Source:
     Ding et al., RepVGG, CVPR 2021, tables 2 and 3, https://arxiv.org/abs/2101.03697
     RepVGGplus: https://github.com/DingXiaoH/RepVGG, ``repvggplus.py``
+    Chu et al., Make RepVGG Greater Again: A Quantization-aware Approach, AAAI 2024 (QARepVGG),
+    https://arxiv.org/abs/2212.01593
 
-``l2pse`` has the widths and depths of ``d2se`` and squeeze-and-excitation after the ReLU,
-which stays after deployment. The official network has three auxiliary classifiers, too, whose
-losses only guide its training; this one has none, so that both forms give the same scores.
+``l2pse`` has the widths and depths of ``d2se``, squeeze-and-excitation after the ReLU, which stays
+after deployment, and three auxiliary classifiers, which only guide its training.
+
+QARepVGG is the same networks with the block ``qarepvgg``, which keeps its accuracy in eight bits;
+deployed, both have the same architecture.
 
 ``tiny`` is a network of ours for images of 28 to 32 pixels: no stride in the stem. Initial
 weights are torch's, as in the official code.
@@ -17,9 +21,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import nn
+from timm.models import checkpoint
+from torch import Tensor, nn
 
+from repblocks.blocks import AuxiliaryHeads
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import SE_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -36,9 +43,10 @@ class RepVGG(Network):
         groups: Groups of every second block.
         se: Squeeze-and-excitation in every block, as a fraction of its channels; None for what
             the block has itself, which is none in ``repvgg``.
-        post_se: Whether the network's own block is ``repvgg_plus``, with squeeze-and-excitation
-            after the activation.
-        block: A conv block by name for all places; None for the network's own, ``repvgg``.
+        own_block: The network's own conv block by name.
+        auxiliary: Whether there are classifiers after the first two stages and the first half of
+            the third: in training mode the network returns the list of its scores and of theirs.
+        block: Another conv block by name for all places; None for the network's own.
         block_options: Options of the block.
         in_chans: Channels of the images.
         num_classes: Scores.
@@ -56,7 +64,8 @@ class RepVGG(Network):
         stem_stride: int = 2,
         groups: int = 1,
         se: float | None = None,
-        post_se: bool = False,
+        own_block: str = "repvgg",
+        auxiliary: bool = False,
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -66,7 +75,7 @@ class RepVGG(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, widths=widths)
-        slot = Slot.create(block, block_options, "repvgg_plus" if post_se else "repvgg")
+        slot = Slot.create(block, block_options, own_block)
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1
         for depth, width in zip(depths, widths, strict=True):
@@ -89,6 +98,64 @@ class RepVGG(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
+        ends = [*depths[:2], *(max(depth // 2, 1) for depth in depths[2:3])]
+        self._tapped = [(i, end - 1) for i, end in enumerate(ends)]
+        self._tapped_widths = widths[:3]
+        self.auxiliary: AuxiliaryHeads | None = None
+        if auxiliary and not deploy:
+            self._add_auxiliary()
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``, or to a list in training."""
+        if self.auxiliary is None or self.auxiliary.is_deployed or not self.training:
+            return super().forward(x)
+        x, tapped = self.stem(x), []
+        for i, stage in enumerate(self.stages):
+            for j, block in enumerate(stage.children()):
+                x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+                if (i, j) in self._tapped:
+                    tapped.append(x)
+        return [self.forward_head(x), *self.auxiliary(tapped)]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put new classifiers in place."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.auxiliary is not None and not self.auxiliary.is_deployed:
+            self._add_auxiliary()
+
+    def _add_auxiliary(self) -> None:
+        """Put new auxiliary classifiers in place; without classes there are none."""
+        self.auxiliary = None
+        if self.num_classes > 0:
+            like = next(self.parameters())
+            heads = AuxiliaryHeads(self._tapped_widths, self.num_classes)
+            self.auxiliary = heads.to(like.device, like.dtype).train(self.training)
+
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
+        half = sum(len(list(stage.children())) for stage in self.stages[2:3]) // 2
+        guides = self.auxiliary is not None and not self.auxiliary.is_deployed
+        return (
+            (r"^backbone\.", ""),
+            *(_AUXILIARY_RULES if guides else ((r"^stage\w+_aux\.", None),)),
+            (r"^stage0\.", "stem."),
+            (r"^stage3_second\.blocks\.(\d+)", lambda m: f"stages.2.{int(m[1]) + half}"),
+            (r"^stage3_first\.", "stage3."),
+            (r"^stage_?(\d+)\.(?:blocks\.)?", lambda m: f"stages.{int(m[1]) - 1}."),
+            (r"\.(rbr_dense|conv_kxk|branch_3x3)\.", ".branches.kxk."),
+            (r"\.(rbr_1x1|conv_1x1|branch_1x1)\.", ".branches.pointwise."),
+            (r"(?<!branches)\.(rbr_identity|identity|branch_norm)\.", ".branches.identity.norm."),
+            (r"\.bn\.", ".norm."),
+            (r"\.(rbr_reparam|reparam_conv|branch_reparam)\.", ".conv."),
+            *SE_RULES,
+            (r"^(linear|head\.fc)\.", "head.fc."),
+        )
+
+
+_AUXILIARY_RULES: Rules = (
+    (r"^stage(\d)(?:_first)?_aux\.", lambda m: f"auxiliary.heads.{int(m[1]) - 1}."),
+    (r"^(auxiliary\.heads\.\d\.0)\.(?!branches)", r"\1.branches."),
+)
 
 
 def _row(depths: Sequence[int], a: float, b: float, **options: Any) -> dict[str, Any]:
@@ -115,7 +182,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "b3g2": _row(_B, 3, 5, groups=2),
     "b3g4": _row(_B, 3, 5, groups=4),
     "d2se": _row(_D, 2.5, 5, se=1 / 16),
-    "l2pse": _row(_D, 2.5, 5, post_se=True),
+    "l2pse": _row(_D, 2.5, 5, own_block="repvgg_plus", auxiliary=True),
 }
 
-register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28})
+QUANTIZABLE = {
+    name: {**row, "own_block": "qarepvgg"} for name, row in VARIANTS.items() if name[0] in "ab"
+}
+
+_FIRST = ("stem.branches.kxk.conv", "stem.branches.pointwise.conv")
+
+register_variants("repvgg", RepVGG, VARIANTS, {"tiny": 28}, first_convs=_FIRST)
+register_variants("qarepvgg", RepVGG, QUANTIZABLE, first_convs=_FIRST)

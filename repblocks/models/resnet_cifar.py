@@ -86,10 +86,10 @@ class ResNetCifar(Network):
             deploy=deploy,
         )
         if not deploy:
-            _he_normal_(self)
+            he_normal_(self)
 
 
-def _he_normal_(model: nn.Module) -> None:
+def he_normal_(model: nn.Module) -> None:
     """Draw the convolutions as the paper does, but for those that a block starts from zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta and module.weight.any():

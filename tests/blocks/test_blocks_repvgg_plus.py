@@ -94,7 +94,7 @@ def test_a_network_leaves_it_to_the_block():
 
 @pytest.mark.parametrize("deploy", [False, True])
 def test_the_network_has_it_everywhere(deploy):
-    shape = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "stem_width": 8}
+    shape = {"depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "stem_width": 8, "auxiliary": False}
     model = timm.create_model("repblocks_repvgg_l2pse", deploy=deploy, **shape)
     blocks = [m for m in model.modules() if isinstance(m, ConvBlock)]
     assert {type(m) for m in blocks} == {CONV_BLOCKS["repvgg_plus"]}

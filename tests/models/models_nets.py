@@ -17,6 +17,34 @@ FAMILIES = {
     ),
     "repnext": ("repblocks_repnext_mini", {"depths": (1, 2, 1), "dims": (6, 8, 12)}),
     "resnet_cifar": ("repblocks_resnet_cifar_20", {"depths": (1, 2, 1), "widths": (8, 12, 16)}),
+    "vgg": ("repblocks_vgg_16", {"depths": (1, 2), "widths": (8, 16)}),
+    "resnet": ("repblocks_resnet_50", {"depths": (1, 2), "widths": (4, 6), "expansion": 2}),
+    "mobilenetv1": (
+        "repblocks_mobilenetv1_100",
+        {"depths": (1, 2), "widths": (12, 16), "stem_width": 8},
+    ),
+    "replknet": (
+        "repblocks_replknet_31b",
+        {"depths": (1, 1), "dims": (6, 8), "kernel_sizes": (7, 5)},
+    ),
+    "unireplknet": (
+        "repblocks_unireplknet_a",
+        # With the small scales of the variants nothing of the blocks would be seen.
+        {"depths": (1, 2), "dims": (8, 12), "kernel_sizes": ((3,), (7, 3)), "layer_scale": 0.5},
+    ),
+    "vanillanet": (
+        "repblocks_vanillanet_5",
+        {"depths": (0, 2), "dims": (8, 12), "act_reach": 1},
+    ),
+}
+#: Kernel sizes of the places that are none for a block.
+OTHER_SIZES = {
+    "mobileone": {(1, 1)},
+    "repnext": {(2, 2)},
+    "resnet": {(1, 1)},
+    "mobilenetv1": {(1, 1)},
+    "replknet": {(1, 1), (3, 3)},
+    "unireplknet": {(1, 1)},
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 

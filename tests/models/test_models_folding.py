@@ -9,7 +9,7 @@ from models_nets import families, images, norms, small
 from timm.utils import reparameterize_model
 from truth import calibrate, relative_error, rms_error
 
-from repblocks.blocks import CONV_BLOCKS, ConvBlock
+from repblocks.blocks import CONV_BLOCKS, ConvBlock, anneal
 from repblocks.errors import NotFoldable
 from repblocks.folding.switch import fold_blocks, switch_blocks
 
@@ -26,6 +26,7 @@ def settled(model):
 def trained(family, **options):
     """A network with perturbed statistics, in float64 and evaluation mode."""
     model = settled(small(family, **options).double())
+    anneal(model, 1.0)
     return calibrate(model, *(images(dtype=torch.float64, count=8, seed=i) for i in range(3)))
 
 
@@ -54,6 +55,27 @@ def test_state_of_a_switched_network_loads_into_a_deployed_one(family, block):
     x = images(dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(deployed(x), folded(x))
+
+
+def test_qarepvgg_folds():
+    torch.manual_seed(0)
+    row = {"depths": (1, 2, 1, 1), "widths": (8, 8, 12, 16), "stem_width": 8, "num_classes": 5}
+    model = settled(timm.create_model("repblocks_qarepvgg_b1g2", **row).double())
+    calibrate(model, *(images(32, dtype=torch.float64, count=8, seed=i) for i in range(3)))
+    kinds = {type(m) for m in model.modules() if isinstance(m, ConvBlock)}
+    folded, _ = fold_blocks(model)
+    x = images(32, dtype=torch.float64, seed=9)
+    with torch.no_grad():
+        assert relative_error(folded(x), model(x)) < 1e-10
+    assert kinds == {CONV_BLOCKS["qarepvgg"]}
+    assert not norms(folded)
+
+
+def test_vanillanet_folds_at_the_end_of_its_annealing_only():
+    model = trained("vanillanet")
+    anneal(model, 0.9)
+    with pytest.raises(NotFoldable, match=r"Cannot fold stem .*slope is 1, got 0\.9"):
+        fold_blocks(model)
 
 
 @pytest.mark.parametrize("shortcut", ["add", "expand"])
@@ -97,7 +119,7 @@ def test_a_network_is_folded_whole_or_left_as_it_is(family):
     last = [m for m in model.modules() if isinstance(m, ConvBlock)][-1]
     last.train()
     before = [*model.state_dict()]
-    with pytest.raises(NotFoldable, match=r"Cannot fold stages\.\d.* training mode"):
+    with pytest.raises(NotFoldable, match=r"Cannot fold (stages\.\d|final).* training mode"):
         switch_blocks(model)
     assert before == [*model.state_dict()]
 

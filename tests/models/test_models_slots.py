@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from models_nets import NAMES, families, images, small
+from models_nets import NAMES, OTHER_SIZES, families, images, small
 
 from repblocks.blocks import CONV_BLOCKS, ConvBlock, RepNeXtBlock
+from repblocks.blocks._stage import StageBlock
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "model"
@@ -18,10 +19,19 @@ def blocks(model):
     return [m for m in model.modules() if isinstance(m, ConvBlock)]
 
 
-@pytest.mark.parametrize("family", ["repvgg", "mobileone", "resnet_cifar"])
+@pytest.mark.parametrize("family", ["repvgg", "mobileone", "resnet_cifar", "vgg"])
 @pytest.mark.parametrize("block", CONV_BLOCKS)
 def test_block_fills_every_place(family, block):
     assert {type(b) for b in blocks(small(family, block=block))} == {CONV_BLOCKS[block]}
+
+
+@pytest.mark.parametrize("family", ["resnet", "mobilenetv1"])
+def test_block_leaves_the_pointwise_places(family):
+    model = small(family, block="acb")
+    sizes = {type(b).__name__: set() for b in blocks(model)}
+    for b in blocks(model):
+        sizes[type(b).__name__] |= {max(b.shape.kernel_size) > 1}
+    assert sizes == {"ACBlock": {True}, "PlainBlock": {False}}
 
 
 def test_block_fills_the_depthwise_place_of_repnext():
@@ -30,6 +40,17 @@ def test_block_fills_the_depthwise_place_of_repnext():
     assert len(mixers) == 4
     assert {type(m) for m in mixers} == {CONV_BLOCKS["acb"]}
     assert {m.shape.kernel_size for m in mixers} == {(7, 7)}
+
+
+@pytest.mark.parametrize("family", ["replknet", "unireplknet", "vanillanet"])
+def test_block_fills_the_depthwise_places_of_stage_blocks(family):
+    own, model = small(family), small(family, block="acb")
+    inside = [b for m in model.modules() if isinstance(m, StageBlock) for b in blocks(m)]
+    large = [b for b in inside if max(b.shape.kernel_size) > 1]
+    assert {type(b) for b in large} == {CONV_BLOCKS["acb"]}
+    assert all(b.shape.is_depthwise for b in large)
+    assert len(blocks(own)) == len(blocks(model))
+    assert not any(isinstance(b, CONV_BLOCKS["acb"]) for b in blocks(own))
 
 
 @families
@@ -41,9 +62,8 @@ def test_stage_block_is_refused_with_the_names_that_fit(family):
 @families
 def test_kernel_size_goes_to_every_place_larger_than_one(family):
     model = small(family, block="plain", block_options={"kernel_size": 5})
-    patches = {(2, 2)} if family == "repnext" else set()
-    pointwise = {(1, 1)} if family == "mobileone" else set()
-    assert {b.shape.kernel_size for b in blocks(model)} == {(5, 5)} | patches | pointwise
+    others = OTHER_SIZES.get(family, set())
+    assert {b.shape.kernel_size for b in blocks(model)} == {(5, 5)} | others
     assert model(images()).shape == (4, 5)
 
 

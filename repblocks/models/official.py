@@ -1,0 +1,188 @@
+"""Weights of the official repositories, of timm and of OpenMMLab, in our networks.
+
+Each network says by rules on names what a foreign name is called here. A file may hold the training
+form, the deployed form, or some of each, as deployed networks of timm do; the network may be in
+either form. What only the network has in its training form is expanded into branches of the same
+function, and what only the file has in it is folded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repblocks.blocks import RepBlock
+from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.folding.switch import switch_blocks
+from repblocks.models._network import Network
+from repblocks.models._parts import deployed_in
+from repblocks.models._rules import renamed
+
+#: Names under which training code keeps the weights, the averaged ones first.
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+_COUNTER = "num_batches_tracked"
+_HEAD = "head."
+_SHOWN = 20
+
+
+def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) -> None:
+    """Load published weights of a network into ours, in place.
+
+    In evaluation mode the network then computes what the official one does. Every tensor of the
+    checkpoint is used, and every one of the network is set.
+
+    Args:
+        model: A network of this library, in training or deployed form.
+        checkpoint: A file of torch, which is read without running code of it, or of safetensors; or
+            a state dict. Wrappers such as ``"state_dict"`` and ``"model_ema"`` are taken off, of
+            several the averaged weights are taken, and prefixes such as ``"module."`` are dropped.
+
+    Raises:
+        CheckpointError: if the file cannot be read, or weights are left over, missing, or of
+            another shape: the message lists them, and the network is not changed.
+        ConfigurationError: if the network is none of ours.
+        NotFoldable: if a block cannot take a kernel that the file holds.
+    """
+    if not isinstance(model, Network):
+        raise ConfigurationError(
+            f"model must be a network of repblocks, got {type(model).__name__}; others have "
+            "load_state_dict, and then fold, swap or expand."
+        )
+    given = _read(Path(checkpoint)) if isinstance(checkpoint, str | Path) else checkpoint
+    model.load_state_dict(_checked(official_state(model, given), model))
+
+
+def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return foreign weights under the names and in the form of a network.
+
+    A classifier of another size is left as it is, for the caller to judge.
+
+    Args:
+        model: In training or deployed form; it is not changed.
+        given: Weights by foreign names, or by ours.
+
+    Raises:
+        CheckpointError: if weights are left over, missing, or of another shape, and the forms
+            differ; if they do not, that is left for the caller to find.
+        NotFoldable: if a block cannot take a kernel that the file holds.
+    """
+    state = model.adapted(renamed(_unwrapped(given), model.official_rules()))
+    own = model.state_dict()
+    state = _shaped(state, own)
+    is_deployed = any(isinstance(m, RepBlock) and m.is_deployed for m in model.modules())
+    form = _training_form(model, state) if is_deployed else copy.deepcopy(model)
+    parts = list(deployed_in(form.eval(), state))
+    if _names(state) <= _names(own) or not (parts or is_deployed):
+        return state
+    heads = {k: v for k, v in state.items() if k.startswith(_HEAD) and not _fits(v, own.get(k))}
+    for part in parts:
+        part.take_(state, keep=is_deployed)
+    current = form.state_dict()
+    decided = {key for part in parts for key in part.names(current)}
+    decided |= {key for key in current if heads and key.startswith(_HEAD)}
+    rest = {key: value for key, value in state.items() if key not in heads}
+    kept = {key: current[key] for key in decided - rest.keys()}
+    form.load_state_dict(_checked({**kept, **_shaped(rest, current)}, form))
+    if is_deployed:
+        switch_blocks(form)
+    return {**form.state_dict(), **heads}
+
+
+def _training_form(model: Network, state: Mapping[str, Tensor]) -> Network:
+    """Return a new network for images of as many channels as the weights are made for."""
+    form = model.in_training_form()
+    for name, own in form.state_dict().items():
+        value = state.get(name, own)
+        is_of_images = name.startswith("stem.") and value.ndim == own.ndim == 4
+        if is_of_images and value.shape[1] != own.shape[1]:
+            return model.in_training_form(in_chans=value.shape[1])
+    return form
+
+
+def _read(path: Path) -> Any:
+    """Read a file that may hold anything; code in it does not run."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options of a training run
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of any content can fail anywhere
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(
+            f"Weights cannot be read from {path}: {first_line} Give a file of torch that holds "
+            "tensors and plain values, or one of safetensors."
+        ) from error
+
+
+def _unwrapped(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take off wrappers and prefixes."""
+    wrapper = next((w for w in _WRAPPERS if isinstance(given.get(w), Mapping)), None)
+    if wrapper is not None:
+        return _unwrapped(given[wrapper])
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): v for name, v in given.items()}
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong or not state:
+        raise CheckpointError(
+            f"The checkpoint must be a state dict, or have one under {', '.join(_WRAPPERS)}; got "
+            + (f"{_listed(wrong)}, which are no tensors." if wrong else "nothing.")
+        )
+    return state
+
+
+def _shaped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights with the axes of size 1 that they have here."""
+
+    def view(value: Tensor, like: Tensor | None) -> Tensor:
+        is_same = like is not None and value.squeeze().shape == like.squeeze().shape
+        return value.reshape(like.shape) if is_same and like is not None else value
+
+    return {name: view(value, own.get(name)) for name, value in state.items()}
+
+
+def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a whole state, with the counters that old files lack.
+
+    Raises:
+        CheckpointError: if something is left over, missing, or of another shape.
+    """
+    own = model.state_dict()
+    counters = {key: own[key] for key in own.keys() - state.keys() if key.endswith(_COUNTER)}
+    whole = {**state, **counters}
+    shapes = [
+        f"{key} {tuple(whole[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in whole
+        if key in own and whole[key].shape != own[key].shape
+    ]
+    faults = {
+        "left over": sorted(whole.keys() - own.keys()),
+        "missing": sorted(own.keys() - whole.keys()),
+        "of another shape": shapes,
+    }
+    if any(faults.values()):
+        said = ". ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in faults.items() if v)
+        raise CheckpointError(
+            f"The weights are not those of this {type(model).__name__}. {said}. Build the variant "
+            "and the number of classes that they were trained for."
+        )
+    return whole
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+def _names(state: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in state if not name.endswith(_COUNTER)}
+
+
+def _fits(value: Tensor, own: Tensor | None) -> bool:
+    return own is not None and value.shape == own.shape

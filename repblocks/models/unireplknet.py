@@ -1,0 +1,111 @@
+"""UniRepLKNet: dilated kernels beside a large one, in few blocks, and 3 x 3 in the others.
+
+Source:
+    Ding et al., UniRepLKNet, CVPR 2024, section 3.2 and table 11, https://arxiv.org/abs/2311.15599
+    Official code: https://github.com/AILab-CVC/UniRepLKNet
+
+The layer normalisation of the stem, between the stages and of the classifier stays in the deployed
+form: it depends on the input. Initial weights are torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any, final
+
+from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
+from torch import nn
+
+from repblocks.blocks import STAGE_BLOCKS
+from repblocks.models._network import Network, check_stages
+from repblocks.models._slots import Slot
+from repblocks.models._variants import register_variants
+
+
+@final
+class UniRepLKNet(Network):
+    """A stem of two strided convolutions, and stages with one between them.
+
+    Args:
+        depths: Blocks of each stage.
+        dims: Channels of each stage.
+        kernel_sizes: Taps of the blocks of each stage, from the start again where there are fewer.
+        layer_scale: First value of the scales of the blocks.
+        drop_path_rate: DropPath probability of the last block; it rises in a line from 0.
+        block: A conv block by name for the depthwise places; None for ``dilated_reparam``, and
+            ``plain`` where a kernel has fewer than 7 taps.
+        block_options: Options of the block.
+        in_chans: Channels of the images.
+        num_classes: Scores.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: Dropout before the classifier.
+        deploy: Build the deployed form.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        *,
+        kernel_sizes: Sequence[Sequence[int]] = ((3,), (13,), (13,), (13,)),
+        layer_scale: float = 1e-6,
+        drop_path_rate: float = 0.0,
+        block: str | None = None,
+        block_options: Mapping[str, Any] | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        deploy: bool = False,
+    ) -> None:
+        check_stages(depths=depths, dims=dims, kernel_sizes=kernel_sizes)
+        slot = None if block is None else Slot(block, block_options or {})
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages: list[nn.Module] = []
+        channels = dims[0]
+        for dim, sizes, stage_rates in zip(dims, kernel_sizes, rates, strict=True):
+            blocks = _strided(channels, dim) if stages else []
+            for taps, rate in zip(cycle(sizes), stage_rates, strict=False):
+                size, chosen = (taps, {}) if slot is None else slot.of_stage(taps)
+                blocks.append(
+                    STAGE_BLOCKS["unireplknet"](
+                        dim, kernel_size=size, layer_scale=layer_scale, drop_path=rate, **chosen
+                    )
+                )
+            channels = dim
+            stages.append(nn.Sequential(*blocks))
+        half = dims[0] // 2
+        super().__init__(
+            nn.Sequential(*_strided(in_chans, half), nn.GELU(), *_strided(half, dims[0])),
+            stages,
+            dims,
+            [4 * 2**i for i in range(len(dims))],
+            num_classes=num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            deploy=deploy,
+            head=NormMlpClassifierHead,
+        )
+
+
+def _strided(in_channels: int, dim: int) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, dim, 3, 2, 1), LayerNorm2d(dim, eps=1e-6)]
+
+
+def _row(depths: Sequence[int], width: int, third: Sequence[int] = (13,)) -> dict[str, Any]:
+    """Return the arguments for the channels of the first stage and the kernels of the third."""
+    dims = tuple(width * 2**i for i in range(4))
+    return {"depths": depths, "dims": dims, "kernel_sizes": ((3,), (13,), third, (13,))}
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "a": _row((2, 2, 6, 2), 40),
+    "f": _row((2, 2, 6, 2), 48),
+    "p": _row((2, 2, 6, 2), 64),
+    "n": _row((2, 2, 8, 2), 80),
+    "t": _row((3, 3, 18, 3), 80, (13, 3)),
+    "s": _row((3, 3, 27, 3), 96, (13, 3, 3)),
+}
+
+register_variants("unireplknet", UniRepLKNet, VARIANTS, first_convs=("stem.0",))
