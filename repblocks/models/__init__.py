@@ -1,7 +1,11 @@
 """The networks; importing this registers them with timm as ``repblocks_<family>_<variant>``."""
 
+from repblocks.models.fastvit import FastViT as FastViT
 from repblocks.models.mobileone import MobileOne as MobileOne
+from repblocks.models.repghost import RepGhostNet as RepGhostNet
 from repblocks.models.repnext import RepNeXt as RepNeXt
+from repblocks.models.repnext_chunk import RepNeXtChunk as RepNeXtChunk
 from repblocks.models.repvgg import RepVGG as RepVGG
+from repblocks.models.repvit import RepViT as RepViT
 from repblocks.models.resnet_cifar import ResNetCifar as ResNetCifar
 from repblocks.models.timm_network import repblocks_timm as repblocks_timm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from timm.layers import ClassifierHead
@@ -27,6 +27,11 @@ class Network(nn.Module):
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
+        final: What comes between the last stage and the pooling; it is no part of the features.
+        head_channels: What it gives; None for the channels of the last stage.
+        head: Makes the head from these channels, the number of scores, ``pool_type`` and
+            ``drop_rate``.
+        head_size: Features that the classifier reads; None for ``head_channels``.
 
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
@@ -51,6 +56,10 @@ class Network(nn.Module):
         global_pool: str,
         drop_rate: float,
         deploy: bool,
+        final: nn.Module | None = None,
+        head_channels: int | None = None,
+        head: Callable[..., nn.Module] = ClassifierHead,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         if type(num_classes) is not int or num_classes < 0:
@@ -60,13 +69,14 @@ class Network(nn.Module):
         if not isinstance(drop_rate, int | float) or not 0 <= drop_rate < 1:
             raise ConfigurationError(f"drop_rate must be in [0, 1), got {drop_rate!r}.")
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_features = channels[-1]
+        width = head_channels or channels[-1]
+        self.head_hidden_size = head_size or width
         self.grad_checkpointing = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
-        )
+        self.final = final or nn.Identity()
+        self.head: Any = head(width, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
             for i, (width, reduction) in enumerate(zip(channels, reductions, strict=True))
@@ -88,7 +98,7 @@ class Network(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features to scores, or to what the classifier reads."""
-        scores: Tensor = self.head(x, pre_logits=pre_logits)
+        scores: Tensor = self.head(self.final(x), pre_logits=pre_logits)
         return scores
 
     def get_classifier(self) -> nn.Module:

@@ -109,7 +109,7 @@ def _set_affine_(part: Affine, kernel: ConvKernel, path: str) -> None:
         if isinstance(module, Scale):
             module.weight.data.fill_(1)  # the file holds none, and the usual one is close to 0
     start = kernel_of(inner, kernel.in_channels, len(kernel.axes), torch.float64)
-    start = replace(start, bias=_bias(start))
+    start = replace(start, weight=start.weight.clone(), bias=_bias(start).clone())
     values = []
     for step in (0, 1):
         _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step))

@@ -81,10 +81,10 @@ def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor
     parts = list(deployed_in(form.eval(), state))
     if _names(state) <= _names(own) or not (parts or is_deployed):
         return state
-    heads = {k: v for k, v in state.items() if k.startswith(_HEAD) and not _fits(v, own.get(k))}
     for part in parts:
         part.take_(state, keep=is_deployed)
     current = form.state_dict()
+    heads = {k: v for k, v in state.items() if _is_other_head(k, v, current)}
     decided = {key for part in parts for key in part.names(current)}
     decided |= {key for key in current if heads and key.startswith(_HEAD)}
     rest = {key: value for key, value in state.items() if key not in heads}
@@ -184,5 +184,10 @@ def _names(state: Mapping[str, Tensor]) -> set[str]:
     return {name for name in state if not name.endswith(_COUNTER)}
 
 
-def _fits(value: Tensor, own: Tensor | None) -> bool:
-    return own is not None and value.shape == own.shape
+def _is_other_head(name: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
+    """Tell whether a weight is of a classifier of another size, or of one that is left out."""
+    if not name.startswith(_HEAD):
+        return False
+    if name in own:
+        return value.shape != own[name].shape
+    return not any(key.startswith(f"{_HEAD}fc.") for key in own)

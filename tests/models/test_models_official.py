@@ -15,22 +15,51 @@ from truth import calibrate, relative_error
 from repblocks import fold_blocks, load_official
 from repblocks.errors import CheckpointError, ConfigurationError
 
-#: Networks of timm by what they are here, with the size of images that they are compared on.
-PEERS = {"repvgg_a0": 32, "mobileone_s0": 32, "mobileone_s4": 32}
+#: Our networks: timm's name, the size of images that they are compared on, and what makes timm's
+#: and ours a small one.
+PEERS = {
+    "repvgg_a0": ("repvgg_a0", 32, {}, {}),
+    "mobileone_s0": ("mobileone_s0", 32, {}, {}),
+    "mobileone_s4": ("mobileone_s4", 32, {}, {}),
+    "fastvit_sa12": (
+        "fastvit_sa12",
+        64,
+        {"layers": (1, 1, 2, 1), "embed_dims": (16, 16, 32, 64)},
+        {"depths": (1, 1, 2, 1), "dims": (16, 16, 32, 64)},
+    ),
+    "repvit_m0_9": (
+        "repvit_m0_9",
+        32,
+        {"depth": (1, 3), "embed_dim": (16, 32)},
+        {"depths": (1, 3), "dims": (16, 32)},
+    ),
+    "repvit_m1": (
+        "repvit_m1",
+        32,
+        {"depth": (1, 3), "embed_dim": (16, 32)},
+        {"depths": (1, 3), "dims": (16, 32)},
+    ),
+    "repghost_050": ("repghostnet_050", 32, {}, {}),
+}
 
 
-def theirs(name, size, **options):
-    """A network of timm with random weights and perturbed statistics."""
+def theirs(name):
+    """A network of timm with random weights and perturbed statistics, and a size of images."""
+    peer, size, options, _ = PEERS[name]
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5, **options).double()
+    model = timm.create_model(peer, num_classes=5, **options).double()
     for norm in norms(model):  # timm starts some from 0 or close to it, which kills the signal
         nn.init.uniform_(norm.weight, 0.7, 1.3)
-    return calibrate(model, images(size, 4, dtype=torch.float64))
+    for key, parameter in model.named_parameters():
+        if "layer_scale" in key:
+            nn.init.uniform_(parameter, 0.3, 0.9)
+    return calibrate(model, images(size, 4, dtype=torch.float64)), size
 
 
 def ours(name, **options):
     torch.manual_seed(1)
-    return timm.create_model(f"repblocks_{name}", num_classes=5, **options).double().eval()
+    options = {"num_classes": 5, **PEERS[name][3], **options}
+    return timm.create_model(f"repblocks_{name}", **options).double().eval()
 
 
 def assert_same(found, truth, size, tolerance=1e-10):
@@ -43,8 +72,7 @@ def assert_same(found, truth, size, tolerance=1e-10):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_weights_of_timm_give_the_logits_of_timm(name):
-    size = PEERS[name]
-    peer, model, folded = theirs(name, size), ours(name), ours(name, deploy=True)
+    (peer, size), model, folded = theirs(name), ours(name), ours(name, deploy=True)
     load_official(model, peer.state_dict())
     assert_same(model, peer, size)
     load_official(folded, peer.state_dict())
@@ -54,8 +82,7 @@ def test_weights_of_timm_give_the_logits_of_timm(name):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_deployed_weights_of_timm_give_the_logits_of_timm(name):
-    size = PEERS[name]
-    peer, model, folded = theirs(name, size), ours(name), ours(name, deploy=True)
+    (peer, size), model, folded = theirs(name), ours(name), ours(name, deploy=True)
     deployed = reparameterize_model(peer).state_dict()
     assert deployed.keys() != peer.state_dict().keys()
     load_official(folded, deployed)
@@ -248,15 +275,15 @@ def test_networks_of_others_are_refused():
 
 
 @pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvit_m0_9"])
 def test_pretrained_weights_of_timm_take_the_same_way(name, deploy, tmp_path):
-    peer = theirs(name, 32).float()
+    peer = theirs(name)[0].float()
     torch.save(peer.state_dict(), tmp_path / "net.pth")
     source = {"file": str(tmp_path / "net.pth"), "num_classes": 5}
     options = {"pretrained": True, "pretrained_cfg_overlay": source, "deploy": deploy}
-    model = timm.create_model(f"repblocks_{name}", num_classes=5, **options)
-    assert_same(model.double().eval(), peer.double(), 32, 1e-4 if deploy else 1e-10)
-    other = timm.create_model(f"repblocks_{name}", num_classes=3, in_chans=1, **options).eval()
+    model = ours(name, **options)
+    assert_same(model, peer.double(), 32, 1e-4 if deploy else 1e-10)
+    other = ours(name, **{**options, "num_classes": 3, "in_chans": 1}).float()
     x = images(32, channels=1, dtype=torch.float64)
     with torch.no_grad():
         assert other(x.float()).shape == (4, 3)
