@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
@@ -91,6 +92,7 @@ def with_heads(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
         scale = (ones + nn.BatchNorm1d(1).eps).sqrt()
         state |= {f"{path}linear.weight": weight, f"{path}linear.bias": bias}
         values = {"weight": scale, "bias": 0 * ones, "running_mean": 0 * ones, "running_var": ones}
+        values["num_batches_tracked"] = torch.ones((), dtype=torch.long)
         state |= {f"{path}norm.{name}": value for name, value in values.items()}
     if "head.fc.linear.weight" not in own:
         del state["head.fc.linear.weight"], state["head.fc.linear.bias"]

@@ -74,10 +74,10 @@ class AttentionBlock(StageBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, C, H, W)``."""
-        parts = self.qkv(x).flatten(2).unflatten(1, (3, -1, self.head_dim)).transpose(-1, -2)
+        parts = self.qkv(x).reshape(len(x), 3, -1, self.head_dim, x[0, 0].numel()).transpose(-1, -2)
         query, key, value = parts.unbind(1)  # (N, heads, H * W, head_dim)
         mixed = scaled_dot_product_attention(query, key, value).transpose(-1, -2)
-        x = x + self.drop_path1(self.proj(mixed.flatten(1, 2).unflatten(2, x.shape[2:])))
+        x = x + self.drop_path1(self.proj(mixed.reshape(x.shape)))
         return x + self.drop_path2(self.mlp(x))
 
 
@@ -124,7 +124,7 @@ class FastViT(Network):
         check_stages(depths=depths, dims=dims)
         slot = Slot.create(block, block_options, "mobileone", {"num_conv_branches": 1})
         large = slot if block else Slot("large_kernel", {"small_kernel": 3})
-        common = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
+        common: dict[str, Any] = {"mlp_ratio": mlp_ratio, "layer_scale": layer_scale}
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages, channels = [], dims[0]
         for i, (dim, stage_rates) in enumerate(zip(dims, rates, strict=True)):
