@@ -63,8 +63,8 @@ class SqueezeExcite(nn.Module):
         is_number = type(ratio) is int and ratio > 1
         if not is_number and (not isinstance(ratio, int | float) or not 0 < ratio <= 1):
             raise ConfigurationError(
-                "se must be a fraction of the channels above 0 and at most 1, or a whole number of "
-                f"them, got {ratio!r}."
+                f"se must be a fraction of the channels above 0 and at most 1, got {ratio!r}; a "
+                "whole number above 1 is the number of hidden channels."
             )
         hidden = int(ratio) if is_number else int(channels * ratio)
         if hidden < 1:

@@ -2,6 +2,7 @@
 
 from repblocks.models.fastvit import FastViT as FastViT
 from repblocks.models.mobileone import MobileOne as MobileOne
+from repblocks.models.official import load_official as load_official
 from repblocks.models.repghost import RepGhostNet as RepGhostNet
 from repblocks.models.repnext import RepNeXt as RepNeXt
 from repblocks.models.repnext_chunk import RepNeXtChunk as RepNeXtChunk
