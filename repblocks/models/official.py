@@ -36,7 +36,8 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
     """Load published weights of a network into ours, in place.
 
     In evaluation mode the network then computes what the official one does. Every tensor of the
-    checkpoint is used, and every one of the network is set.
+    checkpoint is used, and every one of the network is set. Where deployed weights were expanded,
+    call :func:`~repblocks.expansion.recalibrate_bn` before training goes on.
 
     Args:
         model: A network of this library, in training or deployed form.
@@ -77,10 +78,10 @@ def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor
     own = model.state_dict()
     state = _shaped(state, own)
     is_deployed = any(isinstance(m, RepBlock) and m.is_deployed for m in model.modules())
+    if _names(state) <= _names(own) or not (is_deployed or any(deployed_in(model, state))):
+        return state
     form = _training_form(model, state) if is_deployed else copy.deepcopy(model)
     parts = list(deployed_in(form.eval(), state))
-    if _names(state) <= _names(own) or not (parts or is_deployed):
-        return state
     for part in parts:
         part.take_(state, keep=is_deployed)
     current = form.state_dict()
