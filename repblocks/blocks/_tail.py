@@ -47,8 +47,9 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: C.
-        ratio: Hidden channels as a fraction of C.
+        ratio: Hidden channels as a fraction of C, or, if a whole number above 1, their number.
         ndim: Number of spatial axes.
+        gate: The activation that makes the gates.
 
     Raises:
         ConfigurationError: if the ratio is no fraction or leaves no hidden channel.
@@ -57,13 +58,15 @@ class SqueezeExcite(nn.Module):
         Hu et al., Squeeze-and-Excitation Networks, CVPR 2018, https://arxiv.org/abs/1709.01507
     """
 
-    def __init__(self, channels: int, ratio: float, ndim: int) -> None:
+    def __init__(self, channels: int, ratio: float, ndim: int, gate: str = "sigmoid") -> None:
         super().__init__()
-        if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        is_number = type(ratio) is int and ratio > 1
+        if not is_number and (not isinstance(ratio, int | float) or not 0 < ratio <= 1):
             raise ConfigurationError(
-                f"se must be a fraction of the channels above 0 and at most 1, got {ratio!r}."
+                f"se must be a fraction of the channels above 0 and at most 1, got {ratio!r}; a "
+                "whole number above 1 is the number of hidden channels."
             )
-        hidden = int(channels * ratio)
+        hidden = int(ratio) if is_number else int(channels * ratio)
         if hidden < 1:
             raise ConfigurationError(
                 f"se must leave a hidden channel: {ratio} of {channels} channels is less than one."
@@ -72,6 +75,7 @@ class SqueezeExcite(nn.Module):
         self.reduce = CONV_CLASSES[ndim](channels, hidden, 1)
         self.act = nn.ReLU()
         self.expand = CONV_CLASSES[ndim](hidden, channels, 1)
+        self.gate = create_activation(gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``(N, C, *spatial)``."""
@@ -80,7 +84,7 @@ class SqueezeExcite(nn.Module):
     def gates(self, x: Tensor) -> Tensor:
         """Return the factors, ``(N, C, 1, ...)``."""
         gate: Tensor = self.expand(self.act(self.reduce(x.mean(self.axes, keepdim=True))))
-        return gate.sigmoid()
+        return self.gate(gate)
 
 
 def create_tail(

@@ -67,33 +67,53 @@ class RepGhostBlock(StageBlock):
         check_flag("use_norm_branch", use_norm_branch)
         check_flag("use_identity", use_identity)
         hidden = hidden_channels(dim, mlp_ratio)
-
-        def depthwise(channels: int) -> Affine:
-            name = "mobileone" if use_norm_branch else "plain"
-            options: dict[str, Any] = {"num_conv_branches": 1, "use_scale_branch": False}
-            block = depthwise_block(
-                name,
-                channels,
-                kernel_size,
-                ndim,
-                execution=execution,
-                **(options if use_norm_branch else {}),
-            )
-            branches = Sum({"normed": block})
-            if use_identity:
-                branches["identity"] = nn.Identity()
-            return Affine(channels, ndim, sum=branches)
-
+        options: dict[str, Any] = {
+            "kernel_size": kernel_size,
+            "use_norm_branch": use_norm_branch,
+            "use_identity": use_identity,
+            "ndim": ndim,
+            "execution": execution,
+        }
         self.pw1: nn.Module = Affine(dim, ndim, **pointwise(dim, hidden, ndim))
         self.act1 = create_activation(activation)
-        self.cheap1: nn.Module = depthwise(hidden)
+        self.cheap1: nn.Module = cheap_operation(hidden, **options)
         self.act2 = create_activation(activation)
         self.se = nn.Identity() if se is None else SqueezeExcite(hidden, se, ndim)
         self.pw2: nn.Module = Affine(hidden, ndim, **pointwise(hidden, dim, ndim))
-        self.cheap2: nn.Module = depthwise(dim)
+        self.cheap2: nn.Module = cheap_operation(dim, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, *spatial)`` to ``(N, C, *spatial)``."""
         y = self.act2(self.cheap1(self.act1(self.pw1(x))))
         y = self.cheap2(self.pw2(self.se(y)))
         return x + y
+
+
+def cheap_operation(
+    dim: int,
+    *,
+    kernel_size: Size = 3,
+    use_norm_branch: bool = True,
+    use_identity: bool = False,
+    ndim: int = 2,
+    execution: str = "auto",
+) -> Affine:
+    """Return the depthwise kernel of a module, with what is summed with it.
+
+    Args:
+        dim: C.
+        kernel_size: Odd numbers of taps.
+        use_norm_branch: Whether a BatchNorm stands beside the kernel.
+        use_identity: Whether the input is added as it is, too.
+        ndim: Number of spatial axes.
+        execution: How the branches are computed in training.
+    """
+    name: str = "plain"
+    options: dict[str, Any] = {}
+    if use_norm_branch:
+        name, options = "mobileone", {"num_conv_branches": 1, "use_scale_branch": False}
+    block = depthwise_block(name, dim, kernel_size, ndim, execution=execution, **options)
+    branches = Sum({"normed": block})
+    if use_identity:
+        branches["identity"] = nn.Identity()
+    return Affine(dim, ndim, sum=branches)

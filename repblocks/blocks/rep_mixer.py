@@ -87,7 +87,7 @@ class RepMixerBlock(StageBlock):
         self.mlp: nn.Module | None = None
         if mlp_ratio is not None:
             hidden = hidden_channels(dim, mlp_ratio)
-            self.mlp = _mlp(dim, hidden, mlp_kernel_size, layer_scale, activation, ndim)
+            self.mlp = conv_mlp(dim, hidden, mlp_kernel_size, layer_scale, activation, ndim)
         self.drop_path = create_drop_path(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,9 +96,19 @@ class RepMixerBlock(StageBlock):
         return y if self.mlp is None else y + self.drop_path(self.mlp(y))
 
 
-def _mlp(
+def conv_mlp(
     dim: int, hidden: int, kernel_size: Size, scale: float | None, activation: str, ndim: int
 ) -> nn.Sequential:
+    """Return a depthwise convolution with BatchNorm and a scaled pointwise bottleneck.
+
+    Args:
+        dim: C.
+        hidden: Channels of the bottleneck.
+        kernel_size: Odd numbers of taps of the depthwise convolution.
+        scale: First value of the scale of each channel; None for none.
+        activation: A torch activation in lower case.
+        ndim: Number of spatial axes.
+    """
     depthwise = depthwise_block("plain", dim, kernel_size, ndim)
     up = ConvShape.create(dim, hidden, 1, ndim=ndim).conv(bias=True)
     down = ConvShape.create(hidden, dim, 1, ndim=ndim).conv(bias=True)

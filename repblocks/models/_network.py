@@ -28,8 +28,10 @@ class Network(nn.Module):
         drop_rate: Dropout before the classifier.
         deploy: Build the deployed form, for weights that are deployed already.
         final: What comes between the last stage and the pooling; it is no part of the features.
-        head: Makes the head from the channels, the number of scores, ``pool_type`` and
+        head_channels: What it gives; None for the channels of the last stage.
+        head: Makes the head from these channels, the number of scores, ``pool_type`` and
             ``drop_rate``.
+        head_size: Features that the classifier reads; None for ``head_channels``.
 
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
@@ -55,7 +57,9 @@ class Network(nn.Module):
         drop_rate: float,
         deploy: bool,
         final: nn.Module | None = None,
+        head_channels: int | None = None,
         head: Callable[..., nn.Module] = ClassifierHead,
+        head_size: int | None = None,
     ) -> None:
         super().__init__()
         if type(num_classes) is not int or num_classes < 0:
@@ -65,14 +69,14 @@ class Network(nn.Module):
         if not isinstance(drop_rate, int | float) or not 0 <= drop_rate < 1:
             raise ConfigurationError(f"drop_rate must be in [0, 1), got {drop_rate!r}.")
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = channels[-1]
+        self.num_features = channels[-1]
+        width = head_channels or channels[-1]
+        self.head_hidden_size = head_size or width
         self.grad_checkpointing = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.final = final or nn.Identity()
-        self.head: Any = head(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
-        )
+        self.head: Any = head(width, num_classes, pool_type=global_pool, drop_rate=drop_rate)
         self.feature_info = [
             {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
             for i, (width, reduction) in enumerate(zip(channels, reductions, strict=True))

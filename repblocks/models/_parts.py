@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra import is_batch_norm
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.blocks import ConvBlock
 from repblocks.blocks._base import deployed_conv, kernel_of
@@ -58,7 +59,7 @@ class Part:
                 f"The kernel of {self.path} has the shape {tuple(own.weight.shape)}, that of the "
                 f"file {tuple(weight.shape)}."
             )
-        like = own.weight
+        like = own.weight.detach()
         kernel = replace(own, weight=weight.to(like), bias=None if bias is None else bias.to(like))
         if not keep:
             _set_to_(self.module, kernel, self.path)
@@ -82,10 +83,9 @@ def deployed_in(root: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Part]:
 
 
 def _kernel(part: ConvBlock | Affine) -> ConvKernel:
-    with torch.no_grad():
-        if isinstance(part, Affine):
-            return part.kernel()
-        return part.equivalent_kernel(torch.float64)
+    if isinstance(part, Affine):
+        return _copied(part.kernel())
+    return part.equivalent_kernel(torch.float64)
 
 
 def _set_to_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
@@ -108,8 +108,9 @@ def _set_affine_(part: Affine, kernel: ConvKernel, path: str) -> None:
     for module in part.modules():
         if isinstance(module, Scale):
             module.weight.data.fill_(1)  # the file holds none, and the usual one is close to 0
-    start = kernel_of(inner, kernel.in_channels, len(kernel.axes), torch.float64)
-    start = replace(start, bias=_bias(start))
+        if is_batch_norm(module) and module.num_batches_tracked is not None:
+            module.num_batches_tracked.fill_(1)  # meant to be as it is: nothing shall warn of it
+    start = _copied(kernel_of(inner, kernel.in_channels, len(kernel.axes), torch.float64))
     values = []
     for step in (0, 1):
         _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step))
@@ -131,6 +132,13 @@ def _give_(inner: nn.Module, kernel: ConvKernel) -> None:
             inner.weight.copy_(kernel.weight)
             if inner.bias is not None:
                 inner.bias.copy_(_bias(kernel))
+
+
+def _copied(kernel: ConvKernel) -> ConvKernel:
+    """Return a kernel that shares no memory with the parameters it comes from."""
+    return replace(
+        kernel, weight=kernel.weight.detach().clone(), bias=_bias(kernel).detach().clone()
+    )
 
 
 def _bias(kernel: ConvKernel) -> Tensor:

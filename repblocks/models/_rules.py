@@ -29,6 +29,15 @@ MOBILEONE_RULES: Rules = (
     (r"\.(reparam_conv|branch_reparam)\.", ".conv."),
     (r"\.bn\.", ".norm."),
 )
+#: A convolution ``c`` and its norm ``bn``, or what they have become.
+PLAIN_RULES: Rules = (
+    (r"\.c\.weight$", ".branches.conv.weight"),
+    (r"\.bn\.", ".branches.norm."),
+    (
+        r"^(stem\.conv2?|.*\.downsample\.(?:depthwise|pointwise))\.(weight|bias)$",
+        r"\1.conv.\2",
+    ),
+)
 
 
 def renamed(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ def register_variants(
     *,
     peer: str = "{family}_{variant}",
     first_convs: Sequence[str] = (),
+    classifiers: Sequence[str] = ("head.fc",),
 ) -> None:
     """Register ``repblocks_<family>_<variant>`` for each row of a table of arguments.
 
@@ -43,13 +44,17 @@ def register_variants(
         peer: What timm calls the same network.
         first_convs: Convolutions of the images in the training form, beside that of the deployed
             form: their weights are adapted to other input channels.
+        classifiers: Linear layers that give the scores, in either form.
     """
     module = sys.modules[network.__module__]
     names = {variant: f"repblocks_{family}_{variant}" for variant in variants}
     sizes = input_sizes or {}
     cfgs: dict[str, Any] = {}
     for variant, name in names.items():
-        own = {"classifier": "head.fc", "first_conv": ("stem.conv", *first_convs)}
+        own = {
+            "classifier": classifiers[0] if len(classifiers) == 1 else tuple(classifiers),
+            "first_conv": ("stem.conv", *first_convs),
+        }
         tagged = _weights_of_timm(peer.format(family=family, variant=variant))
         for tag, cfg in tagged.items():
             cfgs[f"{name}.{tag}"] = replace(cfg, **own)

@@ -36,7 +36,8 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
     """Load published weights of a network into ours, in place.
 
     In evaluation mode the network then computes what the official one does. Every tensor of the
-    checkpoint is used, and every one of the network is set.
+    checkpoint is used, and every one of the network is set. Where deployed weights were expanded,
+    call :func:`~repblocks.expansion.recalibrate_bn` before training goes on.
 
     Args:
         model: A network of this library, in training or deployed form.
@@ -77,14 +78,14 @@ def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor
     own = model.state_dict()
     state = _shaped(state, own)
     is_deployed = any(isinstance(m, RepBlock) and m.is_deployed for m in model.modules())
+    if _names(state) <= _names(own) or not (is_deployed or any(deployed_in(model, state))):
+        return state
     form = _training_form(model, state) if is_deployed else copy.deepcopy(model)
     parts = list(deployed_in(form.eval(), state))
-    if _names(state) <= _names(own) or not (parts or is_deployed):
-        return state
-    heads = {k: v for k, v in state.items() if k.startswith(_HEAD) and not _fits(v, own.get(k))}
     for part in parts:
         part.take_(state, keep=is_deployed)
     current = form.state_dict()
+    heads = {k: v for k, v in state.items() if _is_other_head(k, v, current)}
     decided = {key for part in parts for key in part.names(current)}
     decided |= {key for key in current if heads and key.startswith(_HEAD)}
     rest = {key: value for key, value in state.items() if key not in heads}
@@ -184,5 +185,10 @@ def _names(state: Mapping[str, Tensor]) -> set[str]:
     return {name for name in state if not name.endswith(_COUNTER)}
 
 
-def _fits(value: Tensor, own: Tensor | None) -> bool:
-    return own is not None and value.shape == own.shape
+def _is_other_head(name: str, value: Tensor, own: Mapping[str, Tensor]) -> bool:
+    """Tell whether a weight is of a classifier of another size, or of one that is left out."""
+    if not name.startswith(_HEAD):
+        return False
+    if name in own:
+        return value.shape != own[name].shape
+    return not any(key.startswith(f"{_HEAD}fc.") for key in own)

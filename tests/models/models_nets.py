@@ -16,6 +16,19 @@ FAMILIES = {
         {"depths": (1, 1, 2, 1), "width_factors": (0.25, 0.25, 0.125, 0.0625)},
     ),
     "repnext": ("repblocks_repnext_mini", {"depths": (1, 2, 1), "dims": (6, 8, 12)}),
+    "fastvit": (
+        "repblocks_fastvit_sa12",
+        {"depths": (1, 2), "dims": (8, 16), "head_dim": 8, "mlp_ratio": 2.0},
+    ),
+    "repvit": (
+        "repblocks_repvit_m0_9",
+        {"depths": (1, 2), "dims": (8, 16), "distilled": False},
+    ),
+    "repghost": ("repblocks_repghost_050", {"depths": (1, 2), "drop_rate": 0.0}),
+    "repnext_chunk": (
+        "repblocks_repnext_chunk_m0",
+        {"depths": (1, 1), "width": 8, "distilled": False},
+    ),
     "resnet_cifar": ("repblocks_resnet_cifar_20", {"depths": (1, 2, 1), "widths": (8, 12, 16)}),
     "vgg": ("repblocks_vgg_16", {"depths": (1, 2), "widths": (8, 16)}),
     "resnet": ("repblocks_resnet_50", {"depths": (1, 2), "widths": (4, 6), "expansion": 2}),

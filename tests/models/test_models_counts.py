@@ -1,13 +1,24 @@
 """Parameters and multiply-adds of both forms, against timm's networks or a closed formula."""
 
+import re
+
 import pytest
 import timm
 import torch
-from models_nets import NAMES, count_macs, count_parameters, norms
+from models_nets import NAMES, count_macs, count_parameters
 from timm.models import reparameterize_model
+from torch import nn
 
-PEERS = [name for name in NAMES if timm.is_model(name.removeprefix("repblocks_"))]
-CHEAP = {"repblocks_repvgg_a0", "repblocks_mobileone_s0", "repblocks_mobilenetv1_100"}
+PEERS = {
+    name: peer
+    for name in NAMES
+    if timm.is_model(peer := name.removeprefix("repblocks_").replace("repghost_", "repghostnet_"))
+}
+CHEAP = {
+    *("repvgg_a0", "mobileone_s0", "fastvit_t8", "repvit_m0_9", "repvit_m1", "repghostnet_050"),
+    "mobilenetv1_100",
+}
+MORE = {"fastvit_sa12", "repghostnet_111"}
 
 
 def counts(model, size=224, channels=3):
@@ -20,26 +31,85 @@ def meta(name, **options):
 
 
 def test_timm_has_a_peer_of_each_published_network():
-    assert len(PEERS) == 17
+    # 11 RepVGG, 5 MobileOne, 7 FastViT, 8 RepViT, 8 RepGhostNet, MobileNetV1
+    assert len(PEERS) == 40
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_training_form_counts_as_timms(name):
-    ours, theirs = counts(meta(name)), counts(meta(name.removeprefix("repblocks_")))
-    assert ours == theirs
+def peers(*cheap):
+    slow = pytest.mark.slow
+    rows = [(n, p) if p in cheap else pytest.param(n, p, marks=slow) for n, p in PEERS.items()]
+    return pytest.mark.parametrize(("name", "peer"), rows)
+
+
+@peers(*CHEAP, *MORE)
+def test_training_form_counts_as_timms(name, peer):
+    assert counts(meta(name)) == counts(meta(peer))
+
+
+@peers(*CHEAP)
+def test_deployed_form_counts_as_timms(name, peer):
+    ours = meta(name, deploy=True)
+    theirs = reparameterize_model(timm.create_model(peer).eval(), inplace=True)
+    # What timm keeps and we fold: a BatchNorm after a convolution, two parameters a channel for
+    # one; the scale of a path; and a BatchNorm in front of attention, which had no bias: two
+    # parameters a channel for three.
+    kept = 0
+    for path, module in theirs.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            is_of_attention = re.search(r"blocks\.\d+\.norm$", path)
+            kept += -module.num_features if is_of_attention else module.num_features
+        kept += module.gamma.numel() if type(module).__name__ == "LayerScale2d" else 0
+    assert (kept > 0) == any(family in name for family in ("fastvit", "repghost", "mobilenetv1"))
+    parameters, macs = counts(theirs)
+    assert counts(ours) == (parameters - kept, macs)
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in CHEAP else pytest.param(n, marks=pytest.mark.slow) for n in PEERS]
+    ("variant", "millions"),
+    [("m0", 2.3), ("m1", 4.8), ("m2", 6.5), ("m3", 7.8), ("m4", 13.3), ("m5", 21.7)],
 )
-def test_deployed_form_counts_as_timms(name):
-    ours = meta(name, deploy=True)
-    theirs = timm.create_model(name.removeprefix("repblocks_")).eval()
-    theirs = reparameterize_model(theirs, inplace=True)
-    # timm leaves the BatchNorms of plain convolutions, which have a bias in their place.
-    left = sum(norm.num_features for norm in norms(theirs))
-    parameters, macs = counts(theirs)
-    assert counts(ours) == (parameters - left, macs)
+def test_repnext_chunk_has_the_published_size(variant, millions):
+    # Table 1 of the paper, deployed.
+    model = meta(f"repblocks_repnext_chunk_{variant}", deploy=True)
+    assert round(count_parameters(model) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_repnext_chunk_counts_as_its_formula(deployed):
+    width, depths, classes, size = 40, (2, 2, 9, 1), 1000, 224 // 4
+    norm = 1 if deployed else 2  # parameters a channel after a convolution: a bias, or a BatchNorm
+    half = width // 2
+    parameters = 9 * 3 * half + norm * half + 9 * half * width + norm * width
+    macs = 4 * size**2 * 9 * 3 * half + size**2 * 9 * half * width
+
+    def mixer(c):
+        return 4 * c**2 + norm * 3 * c, 4 * c**2
+
+    def kernels(c):
+        small = 9 if deployed else 9 + (3 + 3) + 4
+        large = 49 if deployed else 49 + 15 + 15 + 7 + 7 + 5 + 5
+        return c * small, c * large
+
+    for i, depth in enumerate(depths):
+        c = width * 2**i
+        if i:
+            before = c // 2
+            own = sum(kernels(before))
+            size //= 2
+            # The first kernel of a series keeps the rows that the second one leaves out.
+            rows = 0 if deployed else before * (3 + 7 + 5)
+            macs += size**2 * (own + rows)
+            parameters += own + norm * c
+            parameters += mixer(c)[0]
+            macs += size**2 * mixer(c)[1]
+        quarter = c // 4
+        own = sum(kernels(quarter)) + quarter * 22
+        parameters += depth * (own + 2 * quarter + (0 if deployed else 2 * c) + mixer(c)[0])
+        macs += depth * size**2 * (own + mixer(c)[1])
+    heads = 1 if deployed else 2
+    parameters += heads * (c + 1) * classes + (0 if deployed else 4 * c)
+    macs += heads * c * classes
+    assert counts(meta("repblocks_repnext_chunk_m0", deploy=deployed)) == (parameters, macs)
 
 
 def repvgg(layers, classes, size, deployed, groups=1, se=None):

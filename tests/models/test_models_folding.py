@@ -5,7 +5,7 @@ import copy
 import pytest
 import timm
 import torch
-from models_nets import families, images, norms, small
+from models_nets import FAMILIES, families, images, norms, small
 from timm.utils import reparameterize_model
 from truth import calibrate, relative_error, rms_error
 
@@ -13,7 +13,14 @@ from repblocks.blocks import CONV_BLOCKS, ConvBlock, anneal
 from repblocks.errors import NotFoldable
 from repblocks.folding.switch import fold_blocks, switch_blocks
 
-BLOCKS = [None, *CONV_BLOCKS]
+#: Every block in the networks that are made of conv blocks, some where only a few are.
+PAIRS = [
+    (family, block)
+    for family in FAMILIES
+    for block in (None, *CONV_BLOCKS)
+    if family in ("repvgg", "mobileone", "repnext", "resnet_cifar") or block in (None, "dbb")
+]
+pairs = pytest.mark.parametrize(("family", "block"), PAIRS)
 
 
 def settled(model):
@@ -30,8 +37,7 @@ def trained(family, **options):
     return calibrate(model, *(images(dtype=torch.float64, count=8, seed=i) for i in range(3)))
 
 
-@families
-@pytest.mark.parametrize("block", BLOCKS)
+@pairs
 def test_folded_network_is_the_same_function(family, block):
     model = trained(family, block=block)
     x = images(dtype=torch.float64, seed=9)
@@ -46,8 +52,7 @@ def test_folded_network_is_the_same_function(family, block):
     assert not norms(folded)
 
 
-@families
-@pytest.mark.parametrize("block", BLOCKS)
+@pairs
 def test_state_of_a_switched_network_loads_into_a_deployed_one(family, block):
     folded, _ = fold_blocks(trained(family, block=block))
     deployed = small(family, block=block, deploy=True).double().eval()
@@ -119,7 +124,7 @@ def test_a_network_is_folded_whole_or_left_as_it_is(family):
     last = [m for m in model.modules() if isinstance(m, ConvBlock)][-1]
     last.train()
     before = [*model.state_dict()]
-    with pytest.raises(NotFoldable, match=r"Cannot fold (stages\.\d|final).* training mode"):
+    with pytest.raises(NotFoldable, match=r"Cannot fold \w+.* training mode"):
         switch_blocks(model)
     assert before == [*model.state_dict()]
 

@@ -15,24 +15,58 @@ from truth import calibrate, relative_error
 from repblocks import fold_blocks, load_official
 from repblocks.errors import CheckpointError, ConfigurationError
 
-#: Networks of timm by what they are here, with the size of images that they are compared on.
-PEERS = {"repvgg_a0": 32, "mobileone_s0": 32, "mobileone_s4": 32}
-#: Networks of plain blocks, which timm does not deploy, by what they are here.
-PLAIN = {"resnet_18": "resnet18", "resnet_50": "resnet50", "mobilenetv1_100": "mobilenetv1_100"}
+#: Our networks: timm's name, the size of images that they are compared on, and what makes timm's
+#: and ours a small one.
+PEERS = {
+    "repvgg_a0": ("repvgg_a0", 32, {}, {}),
+    "mobileone_s0": ("mobileone_s0", 32, {}, {}),
+    "mobileone_s4": ("mobileone_s4", 32, {}, {}),
+    "fastvit_sa12": (
+        "fastvit_sa12",
+        64,
+        {"layers": (1, 1, 2, 1), "embed_dims": (16, 16, 32, 64)},
+        {"depths": (1, 1, 2, 1), "dims": (16, 16, 32, 64)},
+    ),
+    "repvit_m0_9": (
+        "repvit_m0_9",
+        32,
+        {"depth": (1, 3), "embed_dim": (16, 32)},
+        {"depths": (1, 3), "dims": (16, 32)},
+    ),
+    "repvit_m1": (
+        "repvit_m1",
+        32,
+        {"depth": (1, 3), "embed_dim": (16, 32)},
+        {"depths": (1, 3), "dims": (16, 32)},
+    ),
+    "repghost_050": ("repghostnet_050", 32, {}, {}),
+}
+#: The same of plain blocks, which timm does not deploy.
+PLAIN = {
+    "resnet_18": ("resnet18", 32, {}, {}),
+    "resnet_50": ("resnet50", 32, {}, {}),
+    "mobilenetv1_100": ("mobilenetv1_100", 32, {}, {}),
+}
+ALL = {**PEERS, **PLAIN}
 
 
-def theirs(name, size, **options):
-    """A network of timm with random weights and perturbed statistics."""
+def theirs(name):
+    """A network of timm with random weights and perturbed statistics, and a size of images."""
+    peer, size, options, _ = ALL[name]
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=5, **options).double()
+    model = timm.create_model(peer, num_classes=5, **options).double()
     for norm in norms(model):  # timm starts some from 0 or close to it, which kills the signal
         nn.init.uniform_(norm.weight, 0.7, 1.3)
-    return calibrate(model, images(size, 4, dtype=torch.float64))
+    for key, parameter in model.named_parameters():
+        if "layer_scale" in key:
+            nn.init.uniform_(parameter, 0.3, 0.9)
+    return calibrate(model, images(size, 4, dtype=torch.float64)), size
 
 
 def ours(name, **options):
     torch.manual_seed(1)
-    return timm.create_model(f"repblocks_{name}", num_classes=5, **options).double().eval()
+    options = {"num_classes": 5, **ALL[name][3], **options}
+    return timm.create_model(f"repblocks_{name}", **options).double().eval()
 
 
 def assert_same(found, truth, size, tolerance=1e-10):
@@ -45,8 +79,7 @@ def assert_same(found, truth, size, tolerance=1e-10):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_weights_of_timm_give_the_logits_of_timm(name):
-    size = PEERS[name]
-    peer, model, folded = theirs(name, size), ours(name), ours(name, deploy=True)
+    (peer, size), model, folded = theirs(name), ours(name), ours(name, deploy=True)
     load_official(model, peer.state_dict())
     assert_same(model, peer, size)
     load_official(folded, peer.state_dict())
@@ -56,25 +89,25 @@ def test_weights_of_timm_give_the_logits_of_timm(name):
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_weights_of_timm_give_the_logits_of_timm(name):
-    peer, model, folded = theirs(PLAIN[name], 32), ours(name), ours(name, deploy=True)
+    (peer, size), model, folded = theirs(name), ours(name), ours(name, deploy=True)
     load_official(model, peer.state_dict())
-    assert_same(model, peer, 32)
+    assert_same(model, peer, size)
     load_official(folded, peer.state_dict())
     assert not norms(folded)
-    assert_same(folded, peer, 32)
+    assert_same(folded, peer, size)
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_deployed_weights_of_timm_give_the_logits_of_timm(name):
-    size = PEERS[name]
-    peer, model, folded = theirs(name, size), ours(name), ours(name, deploy=True)
-    deployed = reparameterize_model(peer).state_dict()
+    (peer, size), model, folded = theirs(name), ours(name), ours(name, deploy=True)
+    truth = reparameterize_model(peer).double()  # RepViT's fold gives single precision
+    deployed = truth.state_dict()
     assert deployed.keys() != peer.state_dict().keys()
     load_official(folded, deployed)
-    assert_same(folded, peer, size)
+    assert_same(folded, truth, size)
     load_official(model, deployed)
-    assert_same(model, peer, size, 1e-9)
-    assert_same(fold_blocks(model)[0], peer, size, 1e-9)
+    assert_same(model, truth, size, 1e-9)
+    assert_same(fold_blocks(model)[0], truth, size, 1e-9)
 
 
 def in_other_words(name, state):
@@ -174,6 +207,59 @@ def test_layout_of_repvgg_plus():
     assert_same(model, truth, 16)
 
 
+def test_layout_of_the_chunked_repnext():
+    options = {"depths": (1, 1), "width": 8, "distilled": True}
+    truth = trained("repnext_chunk", **options, num_classes=5).eval()
+    rules = [
+        (r"^stem\.conv\.branches\.", "stem.stem.0."),
+        (r"^stem\.conv2\.branches\.", "stem.stem.2."),
+        (r"\.chunks\.1\.mixed\.branches\.", ".token_mixer.conv_s."),
+        (r"\.chunks\.2\.mixed\.branches\.", ".token_mixer.conv_m."),
+        (r"\.chunks\.3\.axis1\.conv\.", ".token_mixer.conv_l.0."),
+        (r"\.chunks\.3\.axis0\.conv\.", ".token_mixer.conv_l.1."),
+        (r"\.copied\.small\.mixed\.branches\.", ".token_mixer.conv_s."),
+        (r"\.copied\.large\.mixed\.branches\.", ".token_mixer.conv_m."),
+        (r"conv_s\.square\.conv\.", "conv_s.conv_3_3."),
+        (r"conv_m\.square\.conv\.", "conv_m.conv_7_7."),
+        (r"\.corners\.conv\.", ".conv_2_2."),
+        (r"\.1x3\.conv\.", ".conv_3_w."),
+        (r"\.3x1\.conv\.", ".conv_3_h."),
+        (r"\.(\d)x(\d)\.conv\.", r".conv_\1_\2."),
+        (r"\.series(\d)\.axis1\.conv\.", r".conv_\1_w."),
+        (r"\.series(\d)\.axis0\.conv\.", r".conv_\1_h."),
+        (r"\.pw1\.norm_before\.", ".norm."),
+        (r"(\.downsample)\.mixer\.", r"\1."),
+        (r"\.pw1\.conv\.branches\.", ".channel_mixer.0."),
+        (r"\.pw2\.conv\.branches\.", ".channel_mixer.2."),
+        (r"^head\.fc\.heads\.0\.", "head.head."),
+        (r"^head\.fc\.heads\.1\.", "head.head_dist."),
+    ]
+    state, halves = {}, {}
+    for key, value in truth.state_dict().items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)  # noqa: PLW2901
+        if ".copied." in key:
+            halves.setdefault(re.sub(r"copied\.\w+\.", "", key), []).append(value)
+        else:
+            state[key] = value
+    state |= {k: torch.cat(v) if v[0].ndim else v[0] for k, v in halves.items()}
+    # A bias of each kernel in front of the norm, which takes it away again.
+    for block, kernel, chunk in (
+        ("stages.0.blocks.0", "conv_s.conv_2_2", slice(2, 4)),
+        ("stages.1.blocks.0", "conv_m.conv_5_3", slice(8, 12)),
+        ("stages.1.downsample", "conv_m.conv_7_7", slice(8, 16)),
+    ):
+        bias = torch.rand(chunk.stop - chunk.start, dtype=torch.float64)
+        state[f"{block}.token_mixer.{kernel}.bias"] = bias
+        mean = state[f"{block}.norm.running_mean"].clone()
+        mean[chunk] += bias
+        state[f"{block}.norm.running_mean"] = mean
+    for deploy in (False, True):
+        model = small("repnext_chunk", **options, deploy=deploy).double().eval()
+        load_official(model, state)
+        assert_same(model, truth, 16)
+
+
 WRAPPED = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3},
     "model": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
@@ -260,15 +346,15 @@ def test_networks_of_others_are_refused():
 
 
 @pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0"])
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvit_m0_9"])
 def test_pretrained_weights_of_timm_take_the_same_way(name, deploy, tmp_path):
-    peer = theirs(name, 32).float()
+    peer = theirs(name)[0].float()
     torch.save(peer.state_dict(), tmp_path / "net.pth")
     source = {"file": str(tmp_path / "net.pth"), "num_classes": 5}
     options = {"pretrained": True, "pretrained_cfg_overlay": source, "deploy": deploy}
-    model = timm.create_model(f"repblocks_{name}", num_classes=5, **options)
-    assert_same(model.double().eval(), peer.double(), 32, 1e-4 if deploy else 1e-10)
-    other = timm.create_model(f"repblocks_{name}", num_classes=3, in_chans=1, **options).eval()
+    model = ours(name, **options)
+    assert_same(model, peer.double(), 32, 1e-4 if deploy else 1e-10)
+    other = ours(name, **{**options, "num_classes": 3, "in_chans": 1}).float()
     x = images(32, channels=1, dtype=torch.float64)
     with torch.no_grad():
         assert other(x.float()).shape == (4, 3)

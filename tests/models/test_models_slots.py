@@ -34,6 +34,15 @@ def test_block_leaves_the_pointwise_places(family):
     assert sizes == {"ACBlock": {True}, "PlainBlock": {False}}
 
 
+@pytest.mark.parametrize(
+    ("family", "places"), [("fastvit", 6), ("repvit", 4), ("repghost", 4), ("repnext_chunk", 2)]
+)
+def test_block_fills_the_places_outside_of_stage_blocks(family, places):
+    model = small(family, block="acb")
+    assert sum(type(b) is CONV_BLOCKS["acb"] for b in blocks(model)) == places
+    assert model(images()).shape == (4, 5)
+
+
 def test_block_fills_the_depthwise_place_of_repnext():
     model = small("repnext", block="acb")
     mixers = [m.mixer for m in model.modules() if isinstance(m, RepNeXtBlock)]
@@ -59,7 +68,7 @@ def test_stage_block_is_refused_with_the_names_that_fit(family):
         small(family, block="repnext")
 
 
-@families
+@pytest.mark.parametrize("family", ["repvgg", "mobileone", "repnext", "resnet_cifar"])
 def test_kernel_size_goes_to_every_place_larger_than_one(family):
     model = small(family, block="plain", block_options={"kernel_size": 5})
     others = OTHER_SIZES.get(family, set())
@@ -91,6 +100,8 @@ def test_unknown_block_option_is_refused(family):
         ("repnext", {"dims": (6, 8)}, r"dims=\[6, 8\]"),
         ("resnet_cifar", {"widths": ()}, r"widths=\[\]"),
         ("mobileone", {"se_blocks": (1,)}, r"se_blocks=\[1\]"),
+        ("repghost", {"depths": (1, 3)}, r"depths must be from 1 to \[1, 2, 2, 6, 5\].*\[1, 3\]"),
+        ("fastvit", {"head_dim": 5}, "dims must be a multiple of head_dim.*16 channels .* 5"),
     ],
 )
 def test_arguments_out_of_range_are_refused(family, options, message):
