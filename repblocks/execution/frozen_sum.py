@@ -37,10 +37,15 @@ class FrozenSum:
     axes: tuple[Axis, ...]
     groups: int
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of the branches that have one, each ``(O, D, *k)``."""
+        convs = [branch.conv for branch in self.branches]
+        return [conv.weight for conv in convs if isinstance(conv, Conv)]
+
     def kernel(self) -> ConvKernel:
         """Return the kernel of the sum, differentiably."""
-        convs = [branch.conv for branch in self.branches]
-        weights = [conv.weight for conv in convs if isinstance(conv, Conv)]
+        weights = self.weights
         scales, shift = _normalised([branch.norm for branch in self.branches], weights[0])
         places = [_Place.of(branch, self.axes) for branch in self.branches]
         sizes = [axis.size for axis in self.axes]
