@@ -132,7 +132,7 @@ def _row(scale: Tensor, like: Tensor) -> Tensor:
 
 def _diagonal(kernel: Tensor, groups: int) -> Tensor:
     """View what each channel gives to itself in a kernel ``(C, D, *k)``: ``(G, *k, D)``."""
-    return kernel.unflatten(0, (groups, -1)).diagonal(dim1=1, dim2=2)
+    return kernel.view(groups, -1, *kernel.shape[1:]).diagonal(dim1=1, dim2=2)
 
 
 def read_frozen_sum(tree: nn.Module, ndim: int) -> FrozenSum | None:
