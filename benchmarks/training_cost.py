@@ -2,12 +2,16 @@
 
     uv run benchmarks/training_cost.py [--threads 1] [--only mobileone] [--layout nhwc]
     uv run benchmarks/training_cost.py --networks    # whole networks
+    uv run benchmarks/training_cost.py --post-norm   # blocks whose norm comes after the sum
     uv run benchmarks/training_cost.py --sweep       # small inputs: where merging begins to pay
 
 Each row is one block, or network, timed in turn with its peers in one process: forward, backward
 and the update of running statistics; and the bytes that it keeps for the backward pass, the input
-and the weights aside. All are ratios to conv-BN-ReLU of the same shape. The table is printed, and
-written as JSON and PNG into ``--output``.
+and the weights aside. All are ratios to conv-BN-ReLU of the same shape, whose norm uses the
+statistics of each batch. ``frozen`` is the block with frozen norms, ``plain frozen`` the plain one
+with such; ``no norm`` is convolution, bias and ReLU, less than which frozen norms cannot cost;
+``passes`` are those over images that merging leaves, without the arithmetic on weights. The table
+is printed, and written as JSON and PNG into ``--output``.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _interleaved import print_table, time_interleaved
+from _training_floor import Step, passes_of, without_norms
 from _training_peers import peers_of
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
@@ -58,6 +63,18 @@ SWEEP: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
     ("mobileone", 16, 128, 40, 3, {"groups": 128, "stride": 2}),
     *(("repvgg", 16, c, h, 3, {}) for c, h in ((48, 32), (96, 16), (192, 8), (512, 7))),
 ]
+#: Blocks that run in weight space before one norm.
+POST_NORM: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
+    ("repvgg", 16, 64, 56, 3, {"post_norm": True}),
+    ("repvgg", 16, 128, 28, 3, {"post_norm": True}),
+    ("acb", 16, 64, 56, 3, {"post_norm": True}),
+    ("mobileone", 16, 64, 56, 1, {"post_norm": True}),
+    ("mobileone", 32, 192, 28, 3, {"post_norm": True, "groups": 192}),
+    *((name, 16, 64, 56, 3, {}) for name in ("orepa", "do_conv", "expand_conv", "ecb", "conv3xc")),
+    ("orepa", 16, 128, 28, 3, {}),
+]
+#: By the kind of a table.
+SHAPES = {"blocks": BLOCKS, "sweep": SWEEP, "post-norm": POST_NORM}
 #: Network, images, size.
 NETWORKS = [("mobileone_s0", 16, 160), ("repvgg_a0", 16, 128)]
 EXECUTIONS = ("branchwise", "merged", "auto")
@@ -105,9 +122,12 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
 
 def measure(models: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str, Any]:
     """Return times and bytes as ratios to ``models["plain"]``, and the time of that in ms."""
-    times = time_interleaved(
-        {name: training_step(model, x) for name, model in models.items()}, rounds, repeats=1
-    )
+    steps: dict[str, Step] = {name: training_step(model, x) for name, model in models.items()}
+    block = models["merged"]
+    passes = passes_of(block, x, training_step) if isinstance(block, ConvBlock) else None
+    if passes is not None:
+        steps["passes"] = passes
+    times = time_interleaved(steps, rounds, repeats=1)
     kept = {name: kept_bytes(model, x) for name, model in models.items()}
     return {
         "plain_ms": times["plain"],
@@ -146,18 +166,30 @@ def block_models(
     shape = (channels, channels, kernel_size)
     block = create_block(name, *shape, **options)
     assert isinstance(block, ConvBlock)
-    models = {"plain": plain_of(create_block("plain", *shape, **options))}
-    models |= executions_of(block)
-    models |= peers_of(block, name)
-    return models | {"frozen": frozen_of(block)}
+    post_norm = options.pop("post_norm", False)
+    plain = plain_of(create_block("plain", *shape, **options))
+    models = {"plain": plain} | executions_of(block)
+    if not post_norm:
+        models |= peers_of(block, name)
+    return models | frozen_models(block, plain)
 
 
 def network_models(name: str) -> dict[str, nn.Module]:
     """Return the network of plain blocks, our executions and timm's own."""
     network = timm.create_model(f"repblocks_{name}")
-    models = {"plain": plain_of(timm.create_model(f"repblocks_{name}", block="plain"))}
-    models |= executions_of(network)
-    return models | {"timm byobnet": timm.create_model(name), "frozen": frozen_of(network)}
+    plain = plain_of(timm.create_model(f"repblocks_{name}", block="plain"))
+    models = {"plain": plain} | executions_of(network)
+    models["timm byobnet"] = timm.create_model(name)
+    return models | frozen_models(network, plain)
+
+
+def frozen_models(model: nn.Module, plain: nn.Module) -> dict[str, nn.Module]:
+    """Return a model with frozen norms, the plain one with such, and the plain one without."""
+    return {
+        "frozen": frozen_of(model),
+        "plain frozen": frozen_of(plain),
+        "no norm": without_norms(plain),
+    }
 
 
 @dataclass(frozen=True)
@@ -177,10 +209,11 @@ def cases(kind: str) -> Iterator[Case]:
         for name, batch, size in NETWORKS:
             yield Case(f"{name} {size} px", partial(network_models, name), batch, 3, size)
         return
-    for name, batch, width, size, k, options in SWEEP if kind == "sweep" else BLOCKS:
+    for name, batch, width, size, k, options in SHAPES[kind]:
+        norm = "post-norm " if "post_norm" in options else ""
         depthwise = "depthwise " if "groups" in options else ""
         stride = f" /{options['stride']}" if "stride" in options else ""
-        title = f"{name} {depthwise}{k}x{k}{stride}, {batch} x {width} x {size}²"
+        title = f"{name} {norm}{depthwise}{k}x{k}{stride}, {batch} x {width} x {size}²"
         build = partial(block_models, name, width, k, **options)
         yield Case(title, build, batch, width, size)
 
@@ -220,14 +253,19 @@ def draw(found: Mapping[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    found = [f"{row[key][name]:.2f}" for key in ("time", "memory") if name in row[key]]
+    return " / ".join(found)
+
+
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="part of a row's title")
     parser.add_argument("--layout", choices=LAYOUTS, default="nchw")
-    for kind in ("networks", "sweep"):
+    for kind in ("networks", "sweep", "post-norm"):
         parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind)
     parser.set_defaults(kind="blocks")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
@@ -236,11 +274,7 @@ def main() -> None:
     found = rows_of(arguments)
     names = [*dict.fromkeys(name for row in found.values() for name in row["time"])][1:]
     rows = [
-        [title, f"{row['plain_ms']:.1f}"]
-        + [
-            f"{row['time'][n]:.2f} / {row['memory'][n]:.2f}" if n in row["time"] else ""
-            for n in names
-        ]
+        [title, f"{row['plain_ms']:.1f}", *(_cell(row, name) for name in names)]
         for title, row in found.items()
     ]
     title = f"Time / memory against plain, {arguments.layout}, {arguments.threads} thread(s)"

@@ -44,7 +44,7 @@ class DenseBranch:
     @property
     def taps(self) -> int:
         """Number of taps whose weights differ."""
-        return prod(axis.size for axis in self.axes) if isinstance(self.outer, Conv) else 1
+        return prod([axis.size for axis in self.axes]) if isinstance(self.outer, Conv) else 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _centre(axes: Sequence[Axis]) -> int | None:
 
 def _saves_kernels(branches: Sequence[DenseBranch], axes: Sequence[Axis]) -> bool:
     """Tell whether there are two kernels of the size of the window at least, and not depthwise."""
-    window = prod(axis.size for axis in axes)
+    window = prod([axis.size for axis in axes])
     kernels = sum(branch.taps for branch in branches if branch.taps > 1)
     is_depthwise = all(_is_depthwise(branch) for branch in branches)
     return window <= MOST_TAPS and kernels >= 2 * window and not is_depthwise

@@ -16,18 +16,24 @@ from torch import Tensor, nn
 from repblocks.algebra.kernel import Conv
 from repblocks.execution import compiled
 from repblocks.execution.dense_reading import DenseSplit
-from repblocks.execution.reading import Split
+from repblocks.execution.frozen_sum import FrozenSum, read_frozen_sum
+from repblocks.execution.reading import Split, remembered
 from repblocks.execution.window_moments import Windows
 
 #: Fewer branches than these gain time only beside a large input.
 _BRANCHES = 3
 #: Positions for each channel, from which two pointwise branches gain it; one never does.
 _FEW = 512
+#: The same for one or two beside others, where merging takes hardly more time and keeps less.
+_BESIDE = 32
 _POINTWISE = 2**16
 #: Positions for each number that a group of dense kernels reads.
 _DENSE = 8
 #: Positions for each channel that a kernel reads, from which composing kernels gains time.
 _COMPOSED = 1.5
+#: What a weight of a frozen branch costs to be summed, and an output of one to be normalised, in
+#: multiplications of its convolution.
+_SUMMED, _NORMED = 25, 20
 #: Values of the input, by whether the block has a stride and whether the channels lie last.
 _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
 #: The same where kernels are compiled, and the smallest image of one channel that these do well.
@@ -72,11 +78,13 @@ def merging_pays(parts: Split, x: Tensor) -> bool:
 
 
 def _pointwise_pays(parts: Split, x: Tensor, *, is_few: bool) -> bool:
-    if is_few and (len(parts.merged) == 1 or _is_channels_last(x)):
+    is_alone = not parts.others
+    if is_few and ((is_alone and len(parts.merged) == 1) or _is_channels_last(x)):
         return False
     # A product of matrices as large as the weights, for each branch, stands against the input.
     read = x.numel() // prod(axis.stride for axis in parts.axes)
-    return read >= (_FEW if is_few else 2) * x.shape[1] ** 2
+    least = (_FEW if is_alone else _BESIDE) if is_few else 2
+    return read >= least * x.shape[1] ** 2
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -88,8 +96,21 @@ def weight_space_pays(branches: nn.Module, x: Tensor) -> bool:
     """Tell whether merging the kernels takes less time than running the branches.
 
     Both take multiplications in proportion to the weights: composing does for each channel that a
-    kernel reads, the branches for each position. That holds on every device.
+    kernel reads, the branches for each position. A sum of frozen branches composes nothing: it
+    reads each weight once. That holds on every device.
     """
+    frozen = remembered(read_frozen_sum, branches, x.ndim - 2)
+    if frozen is not None:
+        return _frozen_pays(frozen, x)
     convs = [module for module in branches.modules() if isinstance(module, Conv)]
     read = min(x.shape[1], max((c.in_channels // c.groups for c in convs), default=1))
     return x.numel() >= _COMPOSED * read * x.shape[1]
+
+
+def _frozen_pays(parts: FrozenSum, x: Tensor) -> bool:
+    positions = x.numel() // (x.shape[1] * prod(axis.stride for axis in parts.axes))
+    numbers = sum(weight.numel() for weight in parts.weights)
+    rows, width = parts.weights[0].shape[:2]
+    own = rows * width * prod(axis.size for axis in parts.axes)
+    saved = numbers - own + _NORMED * rows * len(parts.branches)
+    return positions * saved >= _SUMMED * numbers

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
@@ -39,7 +40,7 @@ class NormedConv:
     @property
     def taps(self) -> int:
         """Number of taps."""
-        return prod(axis.size for axis in self.axes)
+        return prod([axis.size for axis in self.axes])
 
     @property
     def is_depthwise(self) -> bool:
@@ -159,6 +160,8 @@ def remembered(read: Callable[[nn.Module, int], T], tree: nn.Module, ndim: int) 
         tree: The branches of a block.
         ndim: Number of spatial axes.
     """
+    if torch.compiler.is_compiling():  # read once for a graph, which cannot change what is known
+        return read(tree, ndim)
     below = [*tree.modules()][1:]  # not the tree itself, which could then not be forgotten
     known = _KNOWN.get(tree)
     if known is None or known[0] != below:
@@ -185,7 +188,7 @@ def split(tree: nn.Module, ndim: int) -> Split:
     for found in sorted(known, key=lambda found: (found.conv is None, found.taps)):
         wider = common_axes([*merged, found])
         most = MOST_TAPS if is_depthwise else 1
-        if wider is not None and prod(axis.size for axis in wider) <= most:
+        if wider is not None and prod([axis.size for axis in wider]) <= most:
             merged.append(found)
             axes = wider
     if not merged or (merged[0].conv is None and not is_depthwise):

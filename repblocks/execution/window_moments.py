@@ -39,14 +39,12 @@ class Windows:
     @property
     def taps(self) -> int:
         """K."""
-        return prod(axis.size for axis in self.axes)
+        return prod([axis.size for axis in self.axes])
 
     def positions(self, x: Tensor) -> int:
         """Return the number of output positions of an image."""
-        return prod(
-            (size + axis.slack) // axis.stride + 1
-            for size, axis in zip(x.shape[2:], self.axes, strict=True)
-        )
+        sizes = zip(x.shape[2:], self.axes, strict=True)
+        return prod([(size + axis.slack) // axis.stride + 1 for size, axis in sizes])
 
     def count(self, x: Tensor) -> int:
         """Return how many vectors are read."""

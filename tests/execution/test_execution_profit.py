@@ -4,6 +4,7 @@ import pytest
 import torch
 from execution_runs import block_of
 
+from repblocks.algebra.normalization import is_batch_norm
 from repblocks.execution import dispatch
 
 LAST = torch.channels_last
@@ -44,7 +45,8 @@ def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, e
     ("channels", "shape", "expected"),
     [
         (32, (16, 32, 64, 64), True),
-        (64, (16, 64, 32, 32), False),  # 256 positions for each channel
+        (64, (16, 64, 32, 32), True),
+        (64, (1, 64, 32, 32), False),  # 16 positions for each channel
     ],
 )
 def test_two_merged_branches_beside_a_dense_one(monkeypatch, channels, shape, expected):
@@ -90,3 +92,25 @@ def test_kernels_are_composed_where_positions_are_many(
         dispatch.execute(block.branches, x, "auto"), block.branches.norm(x + 1)
     )
     assert is_composed is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel_size", "options", "size", "expected"),
+    [
+        ("mobileone", 1, {}, 6, True),
+        ("mobileone", 1, {}, 3, False),
+        ("repvgg", 3, {}, 8, False),  # a tenth of the multiplications is saved
+        ("repvgg", 3, {}, 16, True),
+        ("mobileone", 3, {"groups": 32}, 3, True),
+        ("plain", 3, {}, 3, False),  # only the norm is saved
+    ],
+)
+def test_frozen_branches_are_summed_where_they_cost_more(
+    monkeypatch, name, kernel_size, options, size, expected
+):
+    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x: x)
+    block = block_of(name, 32, 32, kernel_size, **options).float()
+    for norm in filter(is_batch_norm, block.modules()):
+        norm.eval()
+    x = torch.zeros(1, 32, size, size)
+    assert (dispatch.execute(block.branches, x, "auto") is x) is expected
