@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from repblocks.folding.flow import Flow, Step
 from repblocks.folding.planning import Plan, plan
 from repblocks.folding.pulling import Push
-from repblocks.folding.pushing import BACK, FORWARD, push, undo
+from repblocks.folding.pushing import BACK, FORWARD, Move, push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place
 from repblocks.folding.sites import Sites
@@ -71,19 +71,37 @@ class Placing:
 
 
 def plan_and_place(flow: Flow, region: Region, users: Users) -> Placing:
-    """Plan a flow; move what is left over back, then forward, until nothing changes."""
+    """Plan a flow; move what is left over back, as far as it goes, or forward once, and plan anew.
+
+    What no layer takes in goes back to where it was, before anything else is moved.
+    """
     result = _settle(flow, region, users, [])
     tried: set[Step] = set()
+
+    def move(moves: Sequence[Move]) -> bool:
+        nonlocal result
+        new = push(flow, region, result.folded | tried, moves)
+        if new:
+            tried.update(one.step for one in new)
+            result = _settle(flow, region, users, [*result.pushed, *new])
+        return bool(new)
+
     while True:
         before = len(tried)
-        for moves in (BACK, FORWARD):
-            while new := push(flow, region, result.folded | tried, moves):
-                tried |= {one.step for one in new}
-                result = _settle(flow, region, users, [*result.pushed, *new])
-            if lost := result.lost:
-                result = _settle(flow, region, users, undo(flow, region, result.pushed, lost))
+        while move(BACK):
+            pass
+        result = _without_lost(result, users)
+        move(FORWARD)
+        result = _without_lost(result, users)
         if len(tried) == before:
             return result
+
+
+def _without_lost(result: Placing, users: Users) -> Placing:
+    lost, flow, region = result.lost, result.flow, result.region
+    if not lost:
+        return result
+    return _settle(flow, region, users, undo(flow, region, result.pushed, lost))
 
 
 def _settle(flow: Flow, region: Region, users: Users, pushed: list[Push]) -> Placing:
