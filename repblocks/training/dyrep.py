@@ -31,6 +31,7 @@ from repblocks.expansion import cut_, grow_, saliency, weak_branches
 from repblocks.expansion.dyrep import GROWN, changing_branch
 from repblocks.expansion.grown import is_grown, summed
 from repblocks.training.classifier import ImageClassifier
+from repblocks.training.config import RepOptimizerConfig
 from repblocks.training.refitting import refit_
 
 _logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class DyRep(pl.Callback):
 
     Raises:
         ConfigurationError: if an argument is out of range, the network is not an
-            :class:`~repblocks.training.classifier.ImageClassifier`'s, runs in several processes, or
-            is compiled.
+            :class:`~repblocks.training.classifier.ImageClassifier`'s, runs in several processes, is
+            compiled, or is trained by RepOptimizer.
     """
 
     def __init__(
@@ -86,8 +87,14 @@ class DyRep(pl.Callback):
                 "DyRep changes the parameters of the network, which runs in several processes do "
                 f"not allow, got {trainer.world_size} of them; train with trainer.devices=1."
             )
-        if _classifier(pl_module).config.compile:
+        config = _classifier(pl_module).config
+        if config.compile:
             raise ConfigurationError("DyRep changes the network, so that compile must be false.")
+        if isinstance(config.optimizer, RepOptimizerConfig):
+            raise ConfigurationError(
+                "DyRep grows branches, and RepOptimizer trains plain kernels in place of them: "
+                "choose another optimizer, or leave callbacks=dyrep out."
+            )
 
     @override
     def on_before_optimizer_step(

@@ -16,6 +16,7 @@ from repblocks.expansion.grown import is_grown, summed
 from repblocks.training import train
 from repblocks.training.checkpoint import load_weights, read_checkpoint
 from repblocks.training.classifier import ImageClassifier
+from repblocks.training.config import RepOptimizerConfig
 from repblocks.training.dyrep import DyRep
 from repblocks.training.optimization import parameter_groups
 from repblocks.training.refitting import refit_
@@ -202,6 +203,9 @@ def test_runs_whose_network_cannot_change_are_refused():
         DyRep(1).setup(SimpleNamespace(world_size=2), classifier, "fit")
     classifier.config = tiny_config(compile=True)
     with pytest.raises(ConfigurationError, match="so that compile must be false"):
+        DyRep(1).setup(SimpleNamespace(world_size=1), classifier, "fit")
+    classifier.config = tiny_config(optimizer=RepOptimizerConfig())
+    with pytest.raises(ConfigurationError, match="choose another optimizer"):
         DyRep(1).setup(SimpleNamespace(world_size=1), classifier, "fit")
     with pytest.raises(ConfigurationError, match="needs an ImageClassifier, got LightningModule"):
         DyRep(1).setup(SimpleNamespace(world_size=1), pl.LightningModule(), "fit")
