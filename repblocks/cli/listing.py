@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import itertools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ def main() -> None:
     listing = commands.add_parser("list", help="print blocks, networks and their options")
     listing.set_defaults(run=print_lists)
     parser.parse_args().run()
+
+
+_NAME_WIDTH = 28
 
 
 def print_lists() -> None:
@@ -54,12 +58,15 @@ def _table(title: str, rows: Mapping[str, Sequence[Callable[..., Any]]]) -> Tabl
     first, *others = options.values()
     shared = [text for text in first if others and all(text in other for other in others)]
     caption = f"Of each {title}: {', '.join(shared)}" if shared else None
-    table = Table(title, "what it is", "options", caption=caption, caption_justify="left")
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column(title, no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("options")
     for name, variants in rows.items():
         what = (inspect.getdoc(variants[0]) or "").partition("\n")[0].rpartition(": ")[2]
         names = [entry.__name__ for entry in variants]
         endings = [each.removeprefix(f"{name}_") for each in names if each.startswith(f"{name}_")]
-        shown = f"{name}_\n{', '.join(endings)}" if endings else name
+        shown = f"{name}_\n{textwrap.fill(', '.join(endings), _NAME_WIDTH)}" if endings else name
         own = [text for text in options[name] if text not in shared]
         table.add_row(shown, what, ", ".join(own))
     return table

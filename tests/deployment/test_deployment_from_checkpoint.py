@@ -121,7 +121,7 @@ def test_model_options_can_be_changed(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_option_that_the_network_lacks_is_named(tmp_path: Path) -> None:
     model = {"name": "repblocks_repvgg_tiny", "kwargs": {}}
     path = write_checkpoint(tmp_path / "best.ckpt", trained_net(), model=model)
-    message = r"repvgg_tiny of the checkpoint has no argument deploy_shortcut\. .* takes: block, "
+    message = r"repvgg_tiny of the checkpoint has no argument deploy_shortcut\. .* takes: auxili"
     with pytest.raises(ConfigurationError, match=message):
         deploy_checkpoint(path, tmp_path / "x", model_options={"deploy_shortcut": "expand"})
 

@@ -311,8 +311,9 @@ def test_three_runs_in_float64_are_enough(monkeypatch: pytest.MonkeyPatch) -> No
     verify(model, folded, images())
     # The truth; the folded weights, and what rounding them once more does if that is needed.
     assert runs.count(torch.float64) <= 3
-    # The original's own error and its dependence on the input; the folded model as it will run.
-    assert runs.count(torch.float32) == 3
+    # The original's own error and its dependence on the input; the folded model as it will run;
+    # and both at another size.
+    assert runs.count(torch.float32) == 5
 
 
 def test_blocks_behind_a_mute_output_are_judged_while_the_truth_is_taken(

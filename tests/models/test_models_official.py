@@ -193,7 +193,7 @@ def test_other_layouts(layout, deployed_file, deployed_network):
 
 
 def test_layout_of_repvgg_plus():
-    options = {"depths": (1, 1, 4, 1), "widths": (8, 8, 16, 16), "post_se": True}
+    options = {"depths": (1, 1, 4, 1), "widths": (8, 8, 16, 16), "own_block": "repvgg_plus"}
     truth = trained("repvgg", **options)
     state = {}
     for key, value in in_other_words("repvgg official", truth.state_dict()).items():
