@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 
+import torch
 from torch import nn
+from torch._ops import OpOverload
 
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.folding.flow import INPUT, Flow, Step, has_hooks, is_below
@@ -63,10 +65,13 @@ def _not_looked_into(flows: Sequence[Flow]) -> set[str]:
 
 def _not_affine(step: Step, region: Region) -> Iterator[LeftAlone]:
     module = None if step.is_apart else step.module
-    if module is not None and (step.is_opaque or is_batch_norm(module)):
-        reason = Reason.OPAQUE if step.is_opaque else Reason.STATISTICS
-        why = "; ".join(region.reasons.get(step, []))
-        yield LeftAlone(step.path, type(module).__name__, reason, why)
+    why = "; ".join(region.reasons.get(step, []))
+    if module is not None and (step.is_opaque or isinstance(module, torch.jit.ScriptModule)):
+        yield LeftAlone(step.path, type(module).__name__, Reason.OPAQUE, why)
+    elif module is not None and is_batch_norm(module):
+        yield LeftAlone(step.path, type(module).__name__, Reason.STATISTICS, why)
+    elif isinstance(step.target, OpOverload) and "norm" in str(step.target):
+        yield LeftAlone(step.path, str(step.target), Reason.OPAQUE, why)
 
 
 class _Norm:
@@ -150,4 +155,5 @@ def _obstacle(step: Step, region: Region) -> Iterable[tuple[Reason, str]]:
         behind = [found for one in unknown for found in _obstacle(one, region)]
         return behind or [(Reason.OPAQUE, "; ".join(region.reasons.get(step, [])))]
     # Between the positions that a transposed convolution reads, and around them, are zeros.
-    return [(Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY, "")]
+    reason = Reason.PADDING if is_transposed(step) else Reason.NONLINEARITY
+    return [(reason, "; ".join(region.reasons.get(step, [])))]

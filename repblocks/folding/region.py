@@ -170,7 +170,8 @@ def _described(step: Step) -> Operation:
 def _reason(error: Exception) -> str:
     if isinstance(error, NotFoldable):
         return error.reason
-    return f"It is called in a way that is not known ({type(error).__name__}: {error})."
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"It is called in a way that is not known ({type(error).__name__}: {first_line})."
 
 
 def _batch(flow: Flow) -> int:

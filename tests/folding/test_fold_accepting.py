@@ -115,3 +115,32 @@ def test_folds_in_several_threads_do_not_disturb_each_other():
         assert isinstance(one[1], nn.Identity)
         with torch.no_grad():
             torch.testing.assert_close(one(IMAGE), model(IMAGE))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script.*:FutureWarning", "ignore:The .grad attribute"
+)
+@pytest.mark.parametrize(
+    ("lower", "what"),
+    [
+        (torch.jit.script, "RecursiveScriptModule"),
+        (lambda m: torch.export.export(m, (IMAGE,)).module(), "aten.batch_norm.default"),
+    ],
+)
+def test_a_network_that_is_compiled_or_exported_stays_and_says_so(lower, what):
+    lowered = lower(network().eval())
+    folded = fold(lowered, IMAGE)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(IMAGE), lowered(IMAGE))
+    (left,) = folded.fold_report.left
+    assert (left.what, left.reason) == (what, Reason.OPAQUE)
+    assert left.detail.startswith("There is no rule for ")
+
+
+def test_the_report_names_what_is_taken_for_a_nonlinearity():
+    class Flipped(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x).flip(3)))
+
+    (left,) = fold(Flipped(*network()).eval(), IMAGE).fold_report.left
+    assert left.detail == "There is no rule for flip."
