@@ -15,6 +15,7 @@ from rich.table import Table
 from repblocks.cli.checking import Parameters
 
 _FROM_SHAPE = ("in_channels", "out_channels", "dim")
+_NAME_WIDTH = 28
 
 
 def main() -> None:
@@ -28,9 +29,6 @@ def main() -> None:
     listing = commands.add_parser("list", help="print blocks, networks and their options")
     listing.set_defaults(run=print_lists)
     parser.parse_args().run()
-
-
-_NAME_WIDTH = 28
 
 
 def print_lists() -> None:

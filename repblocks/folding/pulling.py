@@ -78,7 +78,7 @@ def spread(flow: Flow, region: Region, step: Step) -> Push:
         if torch.isin(_selected(region.operations[other], whole), chosen).any():
             raise NotFoldable("Something else reads these channels.")
     arithmetic = scale_and_shift(of_step, piece)
-    channels = _channels(whole)
+    channels = channels_of(whole)
     factor, shift = torch.ones(channels).double(), torch.zeros(channels).double()
     factor[chosen], shift[chosen] = arithmetic
     return _insert(flow, region, step, whole, channelwise(factor, shift))
@@ -164,7 +164,7 @@ def sum_of_taps(passed: Step, read: Step, region: Region) -> Tensor | float:
         return 1.0
     if operation is None or operation.kind is not Kind.OTHER or operation.operands != (read,):
         raise NotFoldable("It does not pass a nonlinearity, nor what mixes channels.")
-    channels = _channels(read)
+    channels = channels_of(read)
     own = _own_map(operation, read)
     is_depthwise = torch.equal(own.index, torch.arange(channels).unsqueeze(1))
     if not is_depthwise or own.bias is not None or any(axis.pads for axis in own.axes):
@@ -190,13 +190,18 @@ def _selected(operation: Operation, whole: Step) -> Tensor:
 
 def _own_map(operation: Operation, operand: Step) -> AffineMap:
     """Return what an operation does to channels that lie on the second axis, before and after."""
-    found = operation.apply({operand: Located(AffineMap.identity(_channels(operand)), 1)})
+    found = operation.apply({operand: Located(AffineMap.identity(channels_of(operand)), 1)})
     if found.axis != 1 or found.is_viewed:
         raise NotFoldable("A view stands between.")
     return found.map
 
 
-def _channels(step: Step) -> int:
+def channels_of(step: Step) -> int:
+    """Return the number of channels of what a step gives.
+
+    Raises:
+        NotFoldable: if its shape is not known.
+    """
     if step.shape is None or len(step.shape) < 2:
         raise NotFoldable("Its shape is not known.")
     return step.shape[1]

@@ -20,7 +20,7 @@ from repblocks.folding.flow import Flow, Step
 from repblocks.folding.moves import channels_after, is_view
 from repblocks.folding.operation import Kind, Operation, numel
 from repblocks.folding.operations import channelwise, identity, scale_and_shift, unary
-from repblocks.folding.pulling import Push, moved_step, pull, spread
+from repblocks.folding.pulling import Push, channels_of, moved_step, pull, spread
 from repblocks.folding.region import Region
 
 Move = Callable[[Flow, Region, Step], Push]
@@ -101,7 +101,7 @@ def _push(flow: Flow, region: Region, step: Step) -> Push:
     parts: list[Step] = []
     start = 0
     for branch in of_join.operands:
-        stop = start + _channels(branch)
+        stop = start + channels_of(branch)
         chosen = slice(start, stop) if of_join.join == "concat" else slice(None)
         is_first = of_join.join == "concat" or not parts
         moved = shift[chosen] if is_first else torch.zeros_like(shift)
@@ -130,16 +130,10 @@ def _before_view(
     """Return scale and shift ``(C,)`` as they are before a view that keeps each channel whole."""
     (operand,) = operation.operands
     order = channels_after(view, operand.shape or ())
-    if len(set(order.tolist())) != len(factor) or len(order) != _channels(operand):
+    if len(set(order.tolist())) != len(factor) or len(order) != channels_of(operand):
         raise NotFoldable("A view that takes the channels apart.")
     places = order.argsort()
     return factor[places], shift[places]
-
-
-def _channels(step: Step) -> int:
-    if step.shape is None or len(step.shape) < 2:
-        raise NotFoldable("Its shape is not known.")
-    return step.shape[1]
 
 
 #: What can go back to a layer does so first: of several slices of one value only one at a time.

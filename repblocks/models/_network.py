@@ -151,6 +151,11 @@ def fold_shapes(network: nn.Module) -> None:
     network.train()
 
 
+def doubled(first: int, count: int = 4) -> tuple[int, ...]:
+    """Return numbers of which each is twice the one before, as channels and reductions are."""
+    return tuple(first * 2**i for i in range(count))
+
+
 def check_stages(**values: Sequence[object]) -> None:
     """Check that lists with one value for each stage are of one length.
 

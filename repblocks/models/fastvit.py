@@ -31,7 +31,7 @@ from repblocks.blocks.rep_mixer import conv_mlp
 from repblocks.branches import ConvShape
 from repblocks.errors import ConfigurationError
 from repblocks.models._mixer import stage
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._rules import MOBILEONE_RULES, SE_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -149,7 +149,7 @@ class FastViT(Network):
             _stem(slot, in_chans, dims[0]),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
@@ -207,7 +207,7 @@ def _stem(slot: Slot, in_chans: int, width: int) -> nn.Sequential:
 
 
 def _row(width: int, depths: Sequence[int], **options: Any) -> dict[str, Any]:
-    return {"depths": depths, "dims": tuple(width * 2**i for i in range(4)), **options}
+    return {"depths": depths, "dims": doubled(width), **options}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from repblocks.blocks.rep_ghost import cheap_operation
 from repblocks.errors import ConfigurationError
 from repblocks.models._heads import PooledHead
 from repblocks.models._mixer import stage
-from repblocks.models._network import Network
+from repblocks.models._network import Network, doubled
 from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -162,7 +162,7 @@ class RepGhostNet(Network):
             slot(in_chans, stem_width, 3, 2, activation="relu"),
             stages,
             widths,
-            [2 * 2**i for i in range(len(widths))],
+            doubled(2, len(widths)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

@@ -18,7 +18,7 @@ from torch import nn
 
 from repblocks.blocks import STAGE_BLOCKS, ConvBlock, create_block
 from repblocks.branches import ConvShape
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -92,7 +92,7 @@ class RepLKNet(Network):
             _stem(in_chans, dims[0]),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

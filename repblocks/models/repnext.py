@@ -20,7 +20,7 @@ from torch import nn
 
 from repblocks.blocks import ConvBlock, RepNeXtBlock, create_block
 from repblocks.branches import ConvShape
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._variants import register_variants
 
 
@@ -104,7 +104,7 @@ class RepNeXt(Network):
             create_block("plain", in_chans, dims[0], patch_size, patch_size, 0, activation=None),
             stages,
             dims,
-            [patch_size * 2**i for i in range(len(dims))],
+            doubled(patch_size, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

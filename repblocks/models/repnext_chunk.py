@@ -27,7 +27,7 @@ from repblocks.blocks.chunk_conv import MixedKernelsBlock
 from repblocks.branches import ConvShape
 from repblocks.models._heads import HEADS, PooledHead, norm_linear
 from repblocks.models._mixer import ChannelMixer, convolutional_stem, stage
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -89,7 +89,7 @@ class RepNeXtChunk(Network):
     ) -> None:
         check_stages(depths=depths)
         slot = Slot.create(block, block_options, "plain")
-        dims = [width * 2**i for i in range(len(depths))]
+        dims = doubled(width, len(depths))
         stages = []
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             before: dict[str, nn.Module] = {}
@@ -102,7 +102,7 @@ class RepNeXtChunk(Network):
             convolutional_stem(slot, in_chans, width),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from repblocks.blocks import RepViTBlock
 from repblocks.models._heads import HEADS, PooledHead, norm_linear, with_heads
 from repblocks.models._mixer import ChannelMixer, convolutional_stem, stage
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._rules import PLAIN_RULES, Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -91,7 +91,7 @@ class RepViT(Network):
             convolutional_stem(slot, in_chans, dims[0]),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
@@ -153,7 +153,7 @@ class RepViT(Network):
 
 
 def _row(width: int, depths: Sequence[int], **options: Any) -> dict[str, Any]:
-    return {"depths": depths, "dims": tuple(width * 2**i for i in range(4)), **options}
+    return {"depths": depths, "dims": doubled(width), **options}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -79,7 +79,7 @@ class ResNetCifar(Network):
             slot(in_chans, widths[0], 3),
             stages,
             widths,
-            [2**i for i in range(len(widths))],
+            doubled(1, len(widths)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

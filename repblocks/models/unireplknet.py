@@ -18,7 +18,7 @@ from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_
 from torch import nn
 
 from repblocks.blocks import STAGE_BLOCKS
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -80,7 +80,7 @@ class UniRepLKNet(Network):
             nn.Sequential(*_strided(in_chans, half), nn.GELU(), *_strided(half, dims[0])),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
@@ -95,7 +95,7 @@ def _strided(in_channels: int, dim: int) -> list[nn.Module]:
 
 def _row(depths: Sequence[int], width: int, third: Sequence[int] = (13,)) -> dict[str, Any]:
     """Return the arguments for the channels of the first stage and the kernels of the third."""
-    dims = tuple(width * 2**i for i in range(4))
+    dims = doubled(width)
     return {"depths": depths, "dims": dims, "kernel_sizes": ((3,), (13,), third, (13,))}
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from repblocks.blocks import STAGE_BLOCKS
 from repblocks.errors import ConfigurationError
-from repblocks.models._network import Network, check_stages
+from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -82,7 +82,7 @@ class VanillaNet(Network):
             vanilla(in_chans, out_channels=dims[0], hidden=dims[0], patch=4, **options),
             stages,
             dims,
-            [4 * 2**i for i in range(len(dims))],
+            doubled(4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from math import cos, pi
 from typing import Any
 
@@ -30,12 +31,12 @@ def _progress(trainer: pl.Trainer) -> float:
     return min(1.0, trainer.global_step / trainer.estimated_stepping_batches)
 
 
-class _SetBeforeEachUpdate(pl.Callback):
+class _SetBeforeEachUpdate(pl.Callback, ABC):
     """Set something before the first update, and after each for the next."""
 
+    @abstractmethod
     def set(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set it; may be called at any time, and as often as one wants."""
-        raise NotImplementedError
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,13 +19,13 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from repblocks.blocks import ConvBlock
 from repblocks.errors import ConfigurationError
+from repblocks.expansion.modes import evaluating
 
 
 def kernel_penalty(model: nn.Module) -> Tensor:
@@ -45,7 +45,7 @@ def kernel_penalty(model: nn.Module) -> Tensor:
             "optimizer.weight_decay alone."
         )
     device = next(model.parameters()).device.type
-    with _in_evaluation_mode(model), torch.autocast(device, enabled=False):
+    with evaluating(model), torch.autocast(device, enabled=False):
         penalties = [block.equivalent_kernel().weight.square().sum() for block in blocks]
     return torch.stack(penalties).sum() / 2
 
@@ -67,15 +67,3 @@ def _outermost(model: nn.Module, path: str = "") -> Iterator[tuple[str, ConvBloc
         return
     for name, child in model.named_children():
         yield from _outermost(child, f"{path}.{name}".lstrip("."))
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    in_training = [module for module in model.modules() if module.training]
-    try:
-        for module in in_training:
-            module.training = False
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
