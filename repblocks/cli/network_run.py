@@ -7,9 +7,11 @@ import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
 import torch
+from huggingface_hub.constants import ENDPOINT
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -26,7 +28,6 @@ from repblocks.expansion import recalibrate_bn
 from repblocks.folding.fold import explain
 
 _EXAMPLE_IMAGES = 2
-_WEIGHTS_HOST = ("huggingface.co", 443)
 _log = logging.getLogger(__name__)
 
 
@@ -79,13 +80,13 @@ def network_run(settings: DeployConfig) -> None:
 
 def _network(node: dict[str, Any]) -> nn.Module:
     """Build the network in evaluation mode, with downloaded weights if no others are given."""
-    if not _has_weights(node) and "pretrained" not in node and _is_reachable(_WEIGHTS_HOST):
+    if not _has_weights(node) and "pretrained" not in node and _is_reachable(ENDPOINT):
         node["pretrained"] = True
     if not _has_weights(node):
         _log.warning(
             "The weights are random, and BatchNorm statistics are measured on random images, as "
             "%s cannot be reached. Give model.weights=FILE for a local checkpoint.",
-            _WEIGHTS_HOST[0],
+            ENDPOINT,
         )
     return build("model", node).eval()
 
@@ -94,10 +95,12 @@ def _has_weights(node: dict[str, Any]) -> bool:
     return bool(node.get("weights") or node.get("pretrained"))
 
 
-def _is_reachable(address: tuple[str, int]) -> bool:
+def _is_reachable(url: str) -> bool:
     """Ask once: a download without a network would try for a minute."""
+    address = urlsplit(url)
+    port = address.port or (80 if address.scheme == "http" else 443)
     try:
-        socket.create_connection(address, timeout=5).close()
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
     except OSError:
         return False
     return True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
-from repblocks.deployment.formats import Format, check_formats
+from repblocks.deployment.formats import Export, Format, check_formats
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.fold_report import FoldReport
@@ -109,7 +109,7 @@ def _write_formats(
     compared = {}
     for form in formats:
         try:
-            form.write(after, _cycle(images, _EXPORT_BATCH_SIZE), folder)
+            form.write(Export(after, _cycle(images, _EXPORT_BATCH_SIZE), folder))
             run = form.read(folder, after)
         except Exception as error:  # exporters and runtimes raise classes of their own
             raise RepblocksError(f"{form.file} could not be written: {error}") from error

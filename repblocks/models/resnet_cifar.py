@@ -97,8 +97,9 @@ def he_normal_(model: nn.Module) -> None:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "8": {"depths": (1, 1, 1)},
     "20": {"depths": (3, 3, 3)},
     "56": {"depths": (9, 9, 9)},
 }
 
-register_variants("resnet_cifar", ResNetCifar, VARIANTS, {"20": 32, "56": 32})
+register_variants("resnet_cifar", ResNetCifar, VARIANTS, {"8": 32, "20": 32, "56": 32})

@@ -14,7 +14,7 @@ from deployment_nets import images, trained_net
 from onnx.external_data_helper import uses_external_data
 from torch import nn
 
-from repblocks.deployment.formats import check_formats, get_format, list_formats
+from repblocks.deployment.formats import Export, check_formats, get_format, list_formats
 from repblocks.deployment.load import load
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, UnknownNameError
@@ -67,7 +67,7 @@ def test_tied_weights_and_networks_without_a_name(tmp_path: Path) -> None:
     model[1].weight = model[0].weight
     (tmp_path / "config.json").write_text('{"format_version": 1, "rebuild": false}')
     form = get_format("safetensors")
-    form.write(model, torch.zeros(2, 4), tmp_path)
+    form.write(Export(model, torch.zeros(2, 4), tmp_path))
     x = torch.randn(3, 4)
     other = copy.deepcopy(model)
     nn.init.zeros_(other[0].weight)
@@ -83,7 +83,7 @@ def test_exporters_are_silent(
 ) -> None:
     model = load(deployed[0])
     capfd.readouterr()
-    get_format("onnx").write(model, images(3), tmp_path)
+    get_format("onnx").write(Export(model, images(3), tmp_path))
     get_format("onnx").read(tmp_path, model)(images(2))
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn] == []

@@ -13,7 +13,7 @@ from deployment_nets import DESCRIPTION, batches, images, trained_net
 from torch import Tensor, nn
 
 from repblocks.deployment import pipeline
-from repblocks.deployment.formats import Format, get_format
+from repblocks.deployment.formats import Export, Format, get_format
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import (
@@ -111,8 +111,8 @@ def test_wrong_written_form_leaves_nothing_behind(
 
 
 def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(_model: nn.Module, _example: Tensor, folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half")
+    def half(export: Export) -> None:
+        (export.folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     deploy_again(tmp_path / "artifact")

@@ -246,7 +246,7 @@ def test_repnext_counts_as_its_formula(variant, form):
 
 
 @pytest.mark.parametrize("deployed", [False, True])
-@pytest.mark.parametrize(("variant", "depth"), [("20", 3), ("56", 9)])
+@pytest.mark.parametrize(("variant", "depth"), [("8", 1), ("20", 3), ("56", 9)])
 def test_resnet_cifar_counts_as_its_formula(variant, depth, deployed):
     model = timm.create_model(f"repblocks_resnet_cifar_{variant}", num_classes=10, deploy=deployed)
     assert counts(model, 32) == resnet_cifar(depth, 10, 32, deployed)

@@ -3,6 +3,7 @@
 from repblocks.deployment.formats import onnx as onnx
 from repblocks.deployment.formats import pt2 as pt2
 from repblocks.deployment.formats import safetensors as safetensors
+from repblocks.deployment.formats._registry import Export as Export
 from repblocks.deployment.formats._registry import Format as Format
 from repblocks.deployment.formats._registry import check_formats as check_formats
 from repblocks.deployment.formats._registry import get_format as get_format

@@ -13,6 +13,24 @@ from repblocks.errors import ConfigurationError, UnknownNameError
 Run = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What a format is asked to write.
+
+    Args:
+        model: The deployed network, in evaluation mode.
+        example: ``(N, C, H, W)`` float32 with ``N >= 2``, normalised like the network's images.
+        folder: Where to.
+        calibration: Normalised batches like ``example`` that are typical of the network's images,
+            for formats that quantize; empty if there are none.
+    """
+
+    model: nn.Module
+    example: Tensor
+    folder: Path
+    calibration: Sequence[Tensor] = ()
+
+
 @dataclass(frozen=True)
 class Format:
     """One way to write a deployed network into the artifact.
@@ -20,15 +38,21 @@ class Format:
     Args:
         name: What the configuration calls it.
         file: The file it writes, relative to the artifact.
-        write: Called with the network, an example batch and the folder.
+        write: Writes it.
         read: Called with the folder and the network that was written, which only formats that
             hold nothing but weights may use; returns the written network as a callable.
+        extra: The extra of this package that brings what the format needs; empty if nothing more.
+        executable: The file holds code or a pickle, which runs when it is opened.
+        lossy: The file is another function, as quantized ones are; judged by its accuracy.
     """
 
     name: str
     file: str
-    write: Callable[[nn.Module, Tensor, Path], None]
+    write: Callable[[Export], None]
     read: Callable[[Path, nn.Module], Run]
+    extra: str = ""
+    executable: bool = False
+    lossy: bool = False
 
 
 _FORMATS: dict[str, Format] = {}

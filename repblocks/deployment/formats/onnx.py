@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from repblocks.deployment.formats._program import export_program, silence
-from repblocks.deployment.formats._registry import Format, Run, register_format
+from repblocks.deployment.formats._registry import Export, Format, Run, register_format
 
 FILE = "model.onnx"
 
 
-def write(model: nn.Module, example: Tensor, folder: Path) -> None:
+def write(export: Export) -> None:
     """Write the network with the input ``input``, the output ``output`` and any batch size."""
     import onnx
 
-    path = folder / FILE
+    path = export.folder / FILE
     with silence():
         program = torch.onnx.export(
-            export_program(model, example),
-            (example,),
+            export_program(export.model, export.example),
+            (export.example,),
             input_names=["input"],
             output_names=["output"],
             dynamic_shapes=({0: "batch"},),

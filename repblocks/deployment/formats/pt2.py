@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repblocks.deployment.formats._program import export_program, silence
-from repblocks.deployment.formats._registry import Format, Run, register_format
+from repblocks.deployment.formats._registry import Export, Format, Run, register_format
 
 FILE = "model.pt2"
 
 
-def write(model: nn.Module, example: Tensor, folder: Path) -> None:
+def write(export: Export) -> None:
     """Write the network for any batch size, without sample inputs."""
     with silence():
-        torch.export.save(export_program(model, example), folder / FILE)
+        torch.export.save(export_program(export.model, export.example), export.folder / FILE)
 
 
 def read(folder: Path, _model: nn.Module) -> Run:

@@ -6,18 +6,18 @@ import copy
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from repblocks.deployment.formats._registry import Format, Run, register_format
+from repblocks.deployment.formats._registry import Export, Format, Run, register_format
 from repblocks.deployment.load import WEIGHTS_FILE, is_rebuildable, load
 
 
-def write(model: nn.Module, _example: Tensor, folder: Path) -> None:
+def write(export: Export) -> None:
     """Write the weights; tied ones are written once each, so that every name can be read."""
     weights = {
-        name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()
+        name: t.detach().cpu().contiguous().clone() for name, t in export.model.state_dict().items()
     }
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(weights, export.folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def read(folder: Path, model: nn.Module) -> Run:

@@ -1,0 +1,220 @@
+"""What each block brings on Fashion-MNIST: trained alike, on a plain and on a residual network.
+
+    uv run benchmarks/results.py FOLDER [--jobs 2] [--epochs 1] [--seeds 0 1 2] [--blocks NAME ...]
+
+FOLDER holds the four files of Fashion-MNIST. Each run is ``train.py experiment=fashion_mnist`` with
+one thread, for every block and seed the same but for the block; it validates and folds as any run
+does. Runs that are in ``--output`` already are not made again. Then each block is measured in one
+process, in turn with the plain one: the training step and the bytes it keeps in each execution, and
+the latency of one image in both forms. The table is printed, and written as JSON and PNG.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _interleaved import print_table, time_interleaved
+from training_cost import kept_bytes, training_step
+
+import repblocks.models  # noqa: F401 - registers our networks with timm
+from repblocks.blocks import set_execution
+from repblocks.folding.switch import fold_blocks
+
+ROOT = Path(__file__).parent.parent
+NETWORKS = ("repvgg_tiny", "resnet_cifar_8")
+BLOCKS = (
+    *("plain", "repvgg", "repvgg_plus", "qarepvgg", "acb", "dbb", "mobileone", "repconv"),
+    *("orepa", "do_conv", "expand_conv", "conv3xc", "ecb"),
+)
+EXECUTIONS = ("branchwise", "auto")
+BATCH = 128
+HEADER = (
+    *("block", "top-1 %", "± seeds", "against plain", "differing"),
+    *("branchwise: step", "kept", "auto: step", "kept", "parameters", "folded"),
+    *("latency", "folded", "fold error"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: which network, with which block, from which seed."""
+
+    network: str
+    block: str
+    seed: int
+
+    def folder(self, output: Path) -> Path:
+        """Name its folder."""
+        return output / f"{self.network}-{self.block}-{self.seed}"
+
+    def make(self, arguments: argparse.Namespace) -> None:
+        """Train it, unless it is there.
+
+        Raises:
+            CalledProcessError: if the training fails.
+        """
+        folder = self.folder(arguments.output)
+        if (folder / "artifact" / "report.json").exists():
+            return
+        command = [
+            *(sys.executable, "train.py", "experiment=fashion_mnist", "export=weights"),
+            *(f"model={self.network}", f"block={self.block}", f"seed={self.seed}"),
+            *(f"data.root={arguments.data}", f"trainer.max_epochs={arguments.epochs}"),
+            f"output={folder.resolve()}",
+        ]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+
+    def report(self, output: Path) -> dict[str, Any]:
+        """Read what its deployment measured."""
+        text = (self.folder(output) / "artifact" / "report.json").read_text(encoding="utf-8")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+
+def accuracy(network: str, block: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gather the runs of one block."""
+    reports = [Run(network, block, seed).report(arguments.output) for seed in arguments.seeds]
+    top1 = [100 * report["agreement"]["deployed_top1"] for report in reports]
+    return {
+        "top1": top1,
+        "mean": mean(top1),
+        "spread": stdev(top1) if len(top1) > 1 else 0.0,
+        "differing": max(report["agreement"]["num_differing"] for report in reports),
+        "fold_error": max(report["verification"]["output"]["rms_rel"] for report in reports),
+        "parameters": reports[0]["training_form"]["parameters"],
+        "parameters_folded": reports[0]["deployed_form"]["parameters"],
+    }
+
+
+def cost(network: str, block: str, rounds: int) -> dict[str, Any]:
+    """Measure one block on a network, in turn with ``plain``."""
+    x = torch.randn(BATCH, 1, 28, 28)
+    training = {"plain": _network(network, "plain", "branchwise")}
+    training |= {name: _network(network, block, name) for name in EXECUTIONS}
+    steps = {name: training_step(model, x) for name, model in training.items()}
+    seconds = time_interleaved(steps, rounds, repeats=1)
+    kept = {name: kept_bytes(model, x) for name, model in training.items()}
+    return {
+        "step": {name: seconds[name] / seconds["plain"] for name in EXECUTIONS},
+        "step_plain_ms": seconds["plain"],
+        "kept": {name: kept[name] / kept["plain"] for name in EXECUTIONS},
+        "latency_ms": _latency(training["branchwise"], rounds),
+    }
+
+
+def _network(name: str, block: str, execution: str) -> nn.Module:
+    model = timm.create_model(f"repblocks_{name}", block=block, in_chans=1, num_classes=10)
+    set_execution(model, execution)
+    return model
+
+
+def _latency(model: nn.Module, rounds: int) -> dict[str, float]:
+    before, (after, _) = model.eval(), fold_blocks(model)
+    image = torch.randn(1, 1, 28, 28)
+    with torch.inference_mode():
+        calls = {"training form": lambda: before(image), "folded": lambda: after(image)}
+        return time_interleaved(calls, rounds, repeats=10)
+
+
+def lines(found: Mapping[str, dict[str, Any]]) -> list[list[str]]:
+    """Lay out the rows of one network."""
+    plain = found["plain"]
+    return [
+        [
+            *(name, f"{row['mean']:.2f}", f"{row['spread']:.2f}"),
+            *(f"{row['mean'] - plain['mean']:+.2f}", str(row["differing"])),
+            *(f"{row[key][form]:.2f}" for form in EXECUTIONS for key in ("step", "kept")),
+            *(f"{row['parameters']:,}", f"{row['parameters_folded']:,}"),
+            *(f"{taken:.2f} ms" for taken in row["latency_ms"].values()),
+            f"{row['fold_error']:.1e}",
+        ]
+        for name, row in found.items()
+    ]
+
+
+def draw(found: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) -> None:
+    """Draw the accuracy of each block with its spread, and what a step of it costs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.5 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), 2, squeeze=False)
+    for (network, rows), (left, right) in zip(found.items(), grid, strict=True):
+        names = [*rows]
+        left.errorbar(
+            [row["mean"] for row in rows.values()],
+            names,
+            xerr=[row["spread"] for row in rows.values()],
+            fmt="o",
+            capsize=3,
+        )
+        left.axvline(rows["plain"]["mean"], color="grey", linewidth=0.8)
+        left.set(title=f"{network}: top-1 %, mean and spread of the seeds")
+        for shift, form in zip((-0.2, 0.2), EXECUTIONS, strict=True):
+            places = [i + shift for i in range(len(names))]
+            right.barh(places, [row["step"][form] for row in rows.values()], 0.38, label=form)
+        right.set(title="training step, ratio to plain", yticks=range(len(names)))
+        right.set_yticklabels(names)
+        right.axvline(1, color="black", linewidth=0.5)
+        right.legend()
+        left.invert_yaxis()
+        right.invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
+def train_all(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+    """Make the runs that are missing, some at a time."""
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        made = pool.map(lambda run: run.make(arguments), runs)
+        for _ in track(made, "training", total=len(runs), console=Console(stderr=True)):
+            pass
+
+
+def main() -> None:
+    """Train what is missing, measure, and write the table."""
+    parser = argparse.ArgumentParser(description="Compare blocks on Fashion-MNIST.")
+    parser.add_argument("data", type=Path, metavar="FOLDER")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--blocks", nargs="+", default=BLOCKS)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--output", type=Path, default=Path("outputs/results"))
+    arguments = parser.parse_args()
+    blocks = dict.fromkeys(("plain", *arguments.blocks))
+    # Seeds first: what was trained when this was interrupted is whole rows of fewer seeds.
+    runs = [Run(net, b, seed) for seed, net, b in product(arguments.seeds, NETWORKS, blocks)]
+    train_all(runs, arguments)
+    torch.set_num_threads(1)
+    found = {
+        net: {b: accuracy(net, b, arguments) | cost(net, b, arguments.rounds) for b in blocks}
+        for net in NETWORKS
+    }
+    for network, rows in found.items():
+        print_table(f"{network}, step and kept bytes as ratios to plain", HEADER, lines(rows))
+    text = json.dumps(found, indent=2) + "\n"
+    (arguments.output / "results.json").write_text(text, encoding="utf-8")
+    draw(found, arguments.output / "results.png")
+    print(f"Written: {arguments.output / 'results.json'}, {arguments.output / 'results.png'}")
+
+
+if __name__ == "__main__":
+    main()
