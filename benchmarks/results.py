@@ -1,12 +1,15 @@
 """What each block brings on Fashion-MNIST: trained alike, on a plain and on a residual network.
 
-    uv run benchmarks/results.py FOLDER [--jobs 2] [--epochs 1] [--seeds 0 1 2] [--blocks NAME ...]
+    uv run benchmarks/results.py FOLDER [--jobs 2] [--epochs 1] [--share 0.5] [--blocks NAME ...]
 
 FOLDER holds the four files of Fashion-MNIST. Each run is ``train.py experiment=fashion_mnist`` with
-one thread, for every block and seed the same but for the block; it validates and folds as any run
-does. Runs that are in ``--output`` already are not made again. Then each block is measured in one
-process, in turn with the plain one: the training step and the bytes it keeps in each execution, and
-the latency of one image in both forms. The table is printed, and written as JSON and PNG.
+one thread, for every block and seed the same but for the block: the first convolution has stride 2,
+and an epoch is ``--share`` of the training images, so that a run is a minute or two. It validates
+and folds as any run does. Runs that are in ``--output`` already are not made again.
+
+Then each block is measured in one process, in turn with the plain one: the training step and the
+bytes that it keeps in each execution, and the latency of one image in both forms. The table is
+printed, and written as JSON and PNG.
 """
 
 from __future__ import annotations
@@ -16,9 +19,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,8 +28,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -45,7 +45,8 @@ BLOCKS = (
     *("orepa", "do_conv", "expand_conv", "conv3xc", "ecb"),
 )
 EXECUTIONS = ("branchwise", "auto")
-BATCH = 128
+BATCH = 64
+REPORT = Path("artifact", "report.json")
 HEADER = (
     *("block", "top-1 %", "± seeds", "against plain", "differing"),
     *("branchwise: step", "kept", "auto: step", "kept", "parameters", "folded"),
@@ -53,46 +54,44 @@ HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training: which network, with which block, from which seed."""
+def folder(output: Path, network: str, block: str, seed: int) -> Path:
+    """Name the folder of one run."""
+    return output.resolve() / f"{network}-{block}-{seed}"
 
-    network: str
-    block: str
-    seed: int
 
-    def folder(self, output: Path) -> Path:
-        """Name its folder."""
-        return output / f"{self.network}-{self.block}-{self.seed}"
+def train(network: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Train all blocks from one seed, one after the other in one process, unless they are there.
 
-    def make(self, arguments: argparse.Namespace) -> None:
-        """Train it, unless it is there.
+    Raises:
+        CalledProcessError: if a training fails.
+    """
+    folders = {b: folder(arguments.output, network, b, seed) for b in arguments.blocks}
+    missing = [b for b, place in folders.items() if not (place / REPORT).exists()]
+    if not missing:
+        return
+    command = [
+        *(sys.executable, "train.py", "-m", "experiment=fashion_mnist", "export=weights"),
+        *(f"model={network}", f"block={','.join(missing)}", f"seed={seed}"),
+        *(f"data.root={arguments.data.resolve()}", "data.batch_size=64"),
+        *(f"trainer.max_epochs={arguments.epochs}", "+model.stem_stride=2"),
+        f"+trainer.limit_train_batches={arguments.share}",
+        f"hydra.sweep.dir={arguments.output.resolve()}",
+        f"hydra.sweep.subdir={network}-${{block.name}}-{seed}",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
-        Raises:
-            CalledProcessError: if the training fails.
-        """
-        folder = self.folder(arguments.output)
-        if (folder / "artifact" / "report.json").exists():
-            return
-        command = [
-            *(sys.executable, "train.py", "experiment=fashion_mnist", "export=weights"),
-            *(f"model={self.network}", f"block={self.block}", f"seed={self.seed}"),
-            *(f"data.root={arguments.data}", f"trainer.max_epochs={arguments.epochs}"),
-            f"output={folder.resolve()}",
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
 
-    def report(self, output: Path) -> dict[str, Any]:
-        """Read what its deployment measured."""
-        text = (self.folder(output) / "artifact" / "report.json").read_text(encoding="utf-8")
-        found: dict[str, Any] = json.loads(text)
-        return found
+def report(output: Path, network: str, block: str, seed: int) -> dict[str, Any]:
+    """Read what the deployment of one run measured."""
+    text = (folder(output, network, block, seed) / REPORT).read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def accuracy(network: str, block: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Gather the runs of one block."""
-    reports = [Run(network, block, seed).report(arguments.output) for seed in arguments.seeds]
+    reports = [report(arguments.output, network, block, seed) for seed in arguments.seeds]
     top1 = [100 * report["agreement"]["deployed_top1"] for report in reports]
     return {
         "top1": top1,
@@ -122,7 +121,8 @@ def cost(network: str, block: str, rounds: int) -> dict[str, Any]:
 
 
 def _network(name: str, block: str, execution: str) -> nn.Module:
-    model = timm.create_model(f"repblocks_{name}", block=block, in_chans=1, num_classes=10)
+    options = {"stem_stride": 2, "in_chans": 1, "num_classes": 10}
+    model = timm.create_model(f"repblocks_{name}", block=block, **options)
     set_execution(model, execution)
     return model
 
@@ -180,29 +180,24 @@ def draw(found: Mapping[str, Mapping[str, dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def train_all(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    """Make the runs that are missing, some at a time."""
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        made = pool.map(lambda run: run.make(arguments), runs)
-        for _ in track(made, "training", total=len(runs), console=Console(stderr=True)):
-            pass
-
-
 def main() -> None:
     """Train what is missing, measure, and write the table."""
     parser = argparse.ArgumentParser(description="Compare blocks on Fashion-MNIST.")
     parser.add_argument("data", type=Path, metavar="FOLDER")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--share", type=float, default=0.5, help="of the images, in an epoch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--blocks", nargs="+", default=BLOCKS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, default=Path("outputs/results"))
     arguments = parser.parse_args()
-    blocks = dict.fromkeys(("plain", *arguments.blocks))
-    # Seeds first: what was trained when this was interrupted is whole rows of fewer seeds.
-    runs = [Run(net, b, seed) for seed, net, b in product(arguments.seeds, NETWORKS, blocks)]
-    train_all(runs, arguments)
+    blocks = arguments.blocks = [*dict.fromkeys(("plain", *arguments.blocks))]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        # Seeds first: what was trained when this is interrupted is whole tables of fewer seeds.
+        sweeps = [(net, seed, arguments) for seed, net in product(arguments.seeds, NETWORKS)]
+        for _ in pool.map(train, *zip(*sweeps, strict=True)):
+            pass
     torch.set_num_threads(1)
     found = {
         net: {b: accuracy(net, b, arguments) | cost(net, b, arguments.rounds) for b in blocks}

@@ -43,6 +43,7 @@ class ResNetCifar(Network):
     Args:
         depths: Basic blocks of each stage.
         widths: Channels of each stage.
+        stem_stride: Stride of the stem.
         block: A conv block by name for all 3 x 3 places; None for ``plain``.
         block_options: Options of the block.
         in_chans: Channels of the images.
@@ -57,6 +58,7 @@ class ResNetCifar(Network):
         depths: Sequence[int],
         widths: Sequence[int] = (16, 32, 64),
         *,
+        stem_stride: int = 1,
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -76,10 +78,10 @@ class ResNetCifar(Network):
                 channels = width
             stages.append(nn.Sequential(*blocks))
         super().__init__(
-            slot(in_chans, widths[0], 3),
+            slot(in_chans, widths[0], 3, stem_stride),
             stages,
             widths,
-            doubled(1, len(widths)),
+            doubled(stem_stride, len(widths)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
