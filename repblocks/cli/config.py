@@ -27,7 +27,8 @@ class TrainConfig:
     ema_warmup: bool
     channels_last: bool
     compile: bool
-    execution: Literal["auto", "branchwise", "merged", "weight_space"]
+    execution: Literal["auto", "branchwise", "merged", "weight_space", "int8"]
+    freeze_norms: bool
     anneal_share: float
     kernel_decay: float
     adaptive_clip: float | None

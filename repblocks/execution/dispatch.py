@@ -1,7 +1,8 @@
 """How a block in training form computes its branches: as they are, merged, or in weight space.
 
-All compute the same function, up to rounding, with the same statistics and gradients. In evaluation
-mode a block always runs its branches as they are: they are the truth that a fold is compared with.
+All but ``"int8"`` compute the same function, up to rounding, with the same statistics and
+gradients. In evaluation mode a block always runs its branches as they are: they are the truth that
+a fold is compared with.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from repblocks.execution.reading import before_norm, remembered, split
 from repblocks.execution.weight_space import run_in_weight_space
 
 EXECUTIONS = ("auto", "branchwise", "merged", "weight_space")
+#: Another function: the kernel and the input are rounded, for quantization-aware training.
+ROUNDED = "int8"
 
 
 def check_execution(execution: str) -> None:
@@ -32,10 +35,9 @@ def check_execution(execution: str) -> None:
     Raises:
         ConfigurationError: if there is none of that name.
     """
-    if execution not in EXECUTIONS:
-        raise ConfigurationError(
-            f"execution must be one of {', '.join(EXECUTIONS)}, got {execution!r}."
-        )
+    known = (*EXECUTIONS, ROUNDED)
+    if execution not in known:
+        raise ConfigurationError(f"execution must be one of {', '.join(known)}, got {execution!r}.")
 
 
 def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
@@ -44,8 +46,9 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
     Args:
         branches: The tree of a block.
         x: Its input.
-        execution: One of ``EXECUTIONS``. ``"auto"`` decides by shape and device, never by values.
-            What cannot be done runs branch by branch; for any but ``"auto"`` with a warning.
+        execution: One of ``EXECUTIONS``, or ``ROUNDED``. ``"auto"`` decides by shape and device,
+            never by values. What cannot be done runs branch by branch; for any but ``"auto"`` with
+            a warning.
     """
     if execution == "branchwise" or not branches.training:
         return branches(x)
@@ -85,7 +88,7 @@ def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | No
     if inside is not None:
         done, reason = _merged(inside, x, execution)
         return None if done is None else norms[-1](done), reason
-    if execution == "weight_space":
+    if execution in ("weight_space", ROUNDED):
         return None, "a BatchNorm uses the statistics of each batch"
     reason = obstacles.of_norms(norms)
     if reason is not None:
@@ -107,6 +110,6 @@ def _in_weight_space(
     if reason is not None or (execution == "auto" and not weight_space_pays(branches, x)):
         return None, reason
     try:
-        return run_in_weight_space(branches, x), None
+        return run_in_weight_space(branches, x, rounded=execution == ROUNDED), None
     except NotFoldable as error:
         return None, str(error).rstrip(".")

@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import ConvKernel
 from repblocks.algebra.rules import apply
-from repblocks.execution.convolving import convolve
+from repblocks.execution.convolving import convolve, wide
 from repblocks.execution.frozen_sum import read_frozen_sum
+from repblocks.execution.int8 import rounded_input, rounded_weight
 from repblocks.execution.reading import remembered
 
 
-def run_in_weight_space(branches: nn.Module, x: Tensor) -> Tensor:
+def run_in_weight_space(branches: nn.Module, x: Tensor, *, rounded: bool = False) -> Tensor:
     """Map ``(N, C_in, *spatial)`` by the kernel that equals the branches.
+
+    Args:
+        branches: The tree of a block.
+        x: Its input.
+        rounded: Round kernel and input as INT8 has them.
 
     Raises:
         NotFoldable: if there is none.
@@ -29,7 +35,10 @@ def run_in_weight_space(branches: nn.Module, x: Tensor) -> Tensor:
     simple = remembered(read_frozen_sum, branches, x.ndim - 2)
     with torch.autocast(x.device.type, enabled=False):
         kernel = _from_algebra(branches, x) if simple is None else simple.kernel()
-    return convolve(x, kernel.weight, kernel.bias, kernel.axes, kernel.groups)
+        weight = kernel.weight
+        if rounded:
+            x, weight = rounded_input(wide(x)), rounded_weight(wide(weight))
+    return convolve(x, weight, kernel.bias, kernel.axes, kernel.groups)
 
 
 def _from_algebra(branches: nn.Module, x: Tensor) -> ConvKernel:

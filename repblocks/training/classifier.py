@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
+from repblocks.algebra.normalization import is_batch_norm
 from repblocks.blocks import set_execution
 from repblocks.errors import ConfigurationError
 from repblocks.training.config import TrainingConfig
@@ -23,6 +24,13 @@ from repblocks.training.optimization import build_optimizer, build_scheduler
 from repblocks.training.teacher import Teacher
 
 Batch = tuple[Tensor, Tensor]
+
+
+def _freeze_norms(model: nn.Module) -> None:
+    """Leave norms in evaluation; Lightning keeps the mode of each module."""
+    for module in model.modules():
+        if is_batch_norm(module):
+            module.eval()
 
 
 def _averaged(model: nn.Module, decay: float, warmup: bool) -> ModelEmaV3:
@@ -90,6 +98,8 @@ class ImageClassifier(pl.LightningModule):
         self.teacher = teacher
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")
+        if config.freeze_norms:
+            _freeze_norms(model)
         if config.compile:
             self.model.compile()
 

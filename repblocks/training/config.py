@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from repblocks.errors import ConfigurationError, UnknownNameError
+from repblocks.execution import ROUNDED
 
 SCHEDULES = ("cosine", "constant", "multistep", "poly", "rsqrt", "step", "tanh", "wsd")
 
@@ -241,8 +242,10 @@ class TrainingConfig:
     channels_last: bool = False
     # Compile the network with torch.compile.
     compile: bool = False
-    # How blocks compute their branches: "auto", "branchwise", "merged" or "weight_space".
+    # How blocks compute their branches: "auto", "branchwise", "merged", "weight_space" or "int8".
     execution: str = "auto"
+    # Normalise with the running statistics, and leave them as they are.
+    freeze_norms: bool = False
     # The share of the updates in which blocks that want it (vanilla) are annealed; what follows
     # trains the function that is deployed.
     anneal_share: float = 0.5
@@ -274,6 +277,10 @@ class TrainingConfig:
             seed=(0 <= self.seed < 2**32, "in [0, 2**32)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             ema_decay=(self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)"),
+            freeze_norms=(
+                self.freeze_norms or self.execution != ROUNDED,
+                f"true with execution={ROUNDED}, where kernels do not depend on the batch",
+            ),
             loss=(self.loss in LOSSES, f"one of {', '.join(LOSSES)}"),
             auxiliary_weight=(self.auxiliary_weight >= 0, "at least 0"),
             kernel_decay=(self.kernel_decay >= 0, "at least 0"),

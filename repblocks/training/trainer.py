@@ -29,6 +29,7 @@ _RESERVED = ("callbacks", "default_root_dir", "logger", "plugins", *_FIXED)
 _ADVICE = (
     r"The '\w+_dataloader' does not have many workers",
     r"Checkpoint directory .* exists and is not empty",
+    r"Found \d+ module\(s\) in eval mode",  # frozen norms
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
 )
 _CHATTER = ("pytorch_lightning", "lightning_fabric", "lightning_utilities")

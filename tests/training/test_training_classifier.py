@@ -93,3 +93,25 @@ def test_learning_rate_counts_accumulated_batches(tmp_path):
 
     tiny_train(tmp_path, config, callbacks=[Watch()], accumulate_grad_batches=2)
     assert rates == [pytest.approx(0.1 * 8 * 2 / 32)]
+
+
+def test_frozen_norms_stay_frozen_over_epochs_with_validation(tmp_path):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, _trainer, module, *_):
+            seen.append((module.model[1].norm.training, module.model[1].training))
+
+    config = tiny_config(execution="int8", freeze_norms=True)
+    tiny_train(tmp_path, config, callbacks=[Watch()], data=tiny_data(train_size=32), max_epochs=2)
+    assert seen == [(False, True)] * len(seen)
+    assert len(seen) == 8
+    state = read_checkpoint(tmp_path / "checkpoints" / "last.ckpt").state_dict
+    fresh = tiny_model().state_dict()
+    for name in ("1.norm.running_mean", "1.norm.running_var"):
+        assert torch.equal(state[name], fresh[name])
+
+
+def test_int8_needs_frozen_norms():
+    with pytest.raises(ConfigurationError, match="freeze_norms must be true with execution=int8"):
+        tiny_config(execution="int8")
