@@ -1,6 +1,7 @@
 """Layouts that no package has: stand-ins with their names, and outputs that must be the same."""
 
 import re
+from pathlib import Path
 
 import official_nets as nets
 import official_plain_nets as plain
@@ -14,9 +15,10 @@ from torch import nn
 from torchvision.models.vgg import make_layers
 from truth import calibrate, relative_error
 
+import repblocks.models
 from repblocks import expand, fold_blocks, load_official
 from repblocks.errors import CheckpointError, NotFoldable
-from repblocks.models import ECBSR, SPAN
+from repblocks.models import ECBSR, SPAN, RepLKNet
 
 QA = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8}
 LK = {"depths": (2, 1), "dims": (6, 8), "kernel_sizes": (9, 7)}
@@ -232,3 +234,14 @@ def test_weights_with_and_without_auxiliary_classifiers(deploy):
     deployed = fold_blocks(guided)[0]
     load_official(deployed, bare)
     assert not any(key.startswith("auxiliary.") for key in deployed.state_dict())
+
+
+def test_the_page_on_weights_names_every_network():
+    page = (Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    networks = [
+        network
+        for network in vars(repblocks.models).values()
+        if isinstance(network, type) and "official_rules" in vars(network)
+    ]
+    assert {RepLKNet, SPAN} <= set(networks)
+    assert all(f"`{network.__name__}`" in page for network in networks)
