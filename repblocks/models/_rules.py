@@ -99,7 +99,8 @@ def without_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(state)
     for name in state:
         mean = f"{name.removesuffix('conv.bias')}norm.running_mean"
-        if name.endswith(".conv.bias") and mean in state:
+        is_bias = name.endswith(".conv.bias") and mean in state
+        if is_bias and state[mean].shape == state[name].shape:
             found[mean] = state[mean] - found.pop(name)
     return found
 
@@ -114,10 +115,15 @@ def norm_folded(
         kernel: Name of the convolution.
         norm: Name of the BatchNorm.
         eps: Of the BatchNorm, which no file holds.
+
+    Raises:
+        CheckpointError: if a part of them is missing.
     """
-    weight, bias = (state[f"{kernel}.{kind}"].double() for kind in ("weight", "bias"))
-    names = ("weight", "bias", "running_mean", "running_var")
-    gamma, beta, mean, var = (state[f"{norm}.{name}"].double() for name in names)
+    names = [f"{kernel}.{kind}" for kind in ("weight", "bias")]
+    names += [f"{norm}.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")]
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(f"The checkpoint has a part of a layer, without {missing}.")
+    weight, bias, gamma, beta, mean, var = (state[name].double() for name in names)
     scale = gamma / (var + eps).sqrt()
     rows = scale.view(-1, *(1,) * (weight.ndim - 1))
     return rows * weight, scale * (bias - mean) + beta

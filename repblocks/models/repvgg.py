@@ -76,7 +76,7 @@ class RepVGG(Network):
     ) -> None:
         check_stages(depths=depths, widths=widths)
         slot = Slot.create(block, block_options, own_block)
-        self._sum_has_norm = slot.block == "qarepvgg" or bool(slot.options.get("post_norm"))
+        self._sum_has_norm = slot.block == "qarepvgg"
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1
         for depth, width in zip(depths, widths, strict=True):

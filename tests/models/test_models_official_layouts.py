@@ -122,6 +122,13 @@ def renamed(state, *rules):
     return state
 
 
+def test_a_part_of_a_norm_that_is_kept_is_refused():
+    state = switch(trained("qarepvgg of yolov6")).state_dict()
+    del state["stage0.bn.weight"]
+    with pytest.raises(CheckpointError, match=r"without .*stem\.branches\.norm\.weight"):
+        loaded("qarepvgg of yolov6", state)
+
+
 @pytest.mark.parametrize("deployed_file", [False, True])
 def test_replknet_of_openmmlab(deployed_file):
     truth = trained("replknet")
