@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from repblocks.blocks import AveragedHeads, NormLinear
+from repblocks.models._rules import unit_norm
 
+_EPS = nn.BatchNorm1d(1).eps
 #: Where the linear layers of normalised classifiers stand, in either form.
 HEADS = ("head.fc.linear", "head.fc.heads.0.linear", "head.fc.heads.1.linear")
 
@@ -88,12 +89,8 @@ def with_heads(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
         return state
     for key in norms:
         path = key.removesuffix("norm.running_var")
-        ones = weight.new_ones(weight.shape[1])
-        scale = (ones + nn.BatchNorm1d(1).eps).sqrt()
         state |= {f"{path}linear.weight": weight, f"{path}linear.bias": bias}
-        values = {"weight": scale, "bias": 0 * ones, "running_mean": 0 * ones, "running_var": ones}
-        values["num_batches_tracked"] = torch.ones((), dtype=torch.long)
-        state |= {f"{path}norm.{name}": value for name, value in values.items()}
+        state |= unit_norm(f"{path}norm", weight.new_zeros(weight.shape[1]), _EPS)
     if "head.fc.linear.weight" not in own:
         del state["head.fc.linear.weight"], state["head.fc.linear.bias"]
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 from timm.layers import ClassifierHead
 from timm.models import checkpoint_seq
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from repblocks.blocks import RepBlock
 from repblocks.errors import ConfigurationError
 from repblocks.folding.switch import switch_blocks
-from repblocks.models._rules import Rules
+from repblocks.models._published import Published
 
 
-class Network(nn.Module):
+class Network(Published):
     """A stem, stages one after the other, and a pooled linear head.
 
     Args:
@@ -36,14 +36,6 @@ class Network(nn.Module):
     Raises:
         ConfigurationError: if the number of scores or the dropout is out of range.
     """
-
-    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the arguments, to build the training form of a deployed network."""
-        network = super().__new__(cls)
-        network._arguments = (args, kwargs)
-        return network
 
     def __init__(
         self,
@@ -117,20 +109,6 @@ class Network(nn.Module):
         BatchNorm then sees each batch twice, and moves its statistics twice.
         """
         self.grad_checkpointing = enable
-
-    def official_rules(self) -> Rules:
-        """Return what the names of published weights are called here."""
-        return ()
-
-    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return renamed weights as they are to be here, where a name alone does not tell."""
-        return state
-
-    def in_training_form(self, **changed: Any) -> Self:
-        """Return a new network of the same arguments, but for some, in its training form."""
-        args, kwargs = self._arguments
-        like = next(self.parameters())
-        return type(self)(*args, **{**kwargs, **changed, "deploy": False}).to(like)
 
 
 def fold_shapes(network: nn.Module) -> None:

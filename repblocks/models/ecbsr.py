@@ -8,11 +8,12 @@ Source:
 The network maps images to images: it has no classifier and is not registered with timm.
 
 Differences: images of any number of channels, each of which is added to its own pixels, where the
-official code can add grey ones alone; one slope in each PReLU, where it has one for each channel.
+official code can add grey ones alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from repblocks.branches import check_count
 from repblocks.models._network import fold_shapes
+from repblocks.models._published import Published
+from repblocks.models._rules import Rules, renamed
 from repblocks.models._slots import Slot
 
 
 @final
-class ECBSR(nn.Module):
+class ECBSR(Published):
     """3 x 3 blocks whose channels become pixels, added to the enlarged image.
 
     ``depth=4, width=16`` is the published M4C16.
@@ -33,7 +36,8 @@ class ECBSR(nn.Module):
         scale: Factor of height and width: 2, 3, 4 and so on.
         depth: Blocks between the first and the last.
         width: Channels.
-        activation: A torch activation in lower case, after each block but the last.
+        activation: A torch activation in lower case, after each block but the last; ``"prelu"`` has
+            a slope for each channel.
         block: A conv block by name for all places; None for ``ecb`` without BatchNorm.
         block_options: Options of the block.
         in_chans: Channels of the images; 1 for the luminance.
@@ -64,6 +68,9 @@ class ECBSR(nn.Module):
         self.body.extend(slot(width, width, 3, activation=activation) for _ in range(depth))
         self.body.append(slot(width, in_chans * scale**2, 3, activation=None))
         self.enlarge = nn.PixelShuffle(scale)
+        for path, module in list(self.named_modules()):
+            if type(module) is nn.PReLU:
+                self.set_submodule(path, nn.PReLU(width))
         if deploy:
             fold_shapes(self)
 
@@ -72,3 +79,30 @@ class ECBSR(nn.Module):
         pixels = x.repeat_interleave(self.enlarge.upscale_factor**2, 1)
         enlarged: Tensor = self.enlarge(self.body(x) + pixels)
         return enlarged
+
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, and what they are; its fixed filters are ours."""
+        series, edges = "branches.expand_squeeze", r"\.conv1x1_(sbx|sby|lpl)"
+        return (
+            (r"^backbone\.(\d+)\.", r"body.\1."),
+            (r"\.conv3x3\.", ".branches.kxk.conv."),
+            (r"\.conv1x1_3x3\.k([01])$", rf".{series}.conv\1.conv.weight"),
+            (r"\.conv1x1_3x3\.b([01])$", rf".{series}.conv\1.conv.bias"),
+            (rf"{edges}\.mask$", None),
+            (rf"{edges}\.k0$", lambda m: f".branches.{_EDGES[m[1]]}.pointwise.conv.weight"),
+            (rf"{edges}\.b0$", lambda m: f".branches.{_EDGES[m[1]]}.pointwise.conv.bias"),
+            (rf"{edges}\.scale$", lambda m: f".branches.{_EDGES[m[1]]}.scale.weight"),
+            (rf"{edges}\.bias$", lambda m: f".branches.{_EDGES[m[1]]}.scale.bias"),
+            (r"(?<!tail)\.act\.weight$", ".tail.act.weight"),
+        )
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights in which a convolution that stands alone is a deployed one."""
+        kxk, other = ".branches.kxk.conv", ".branches.expand_squeeze.conv0.conv.weight"
+        paths = [name.removesuffix(f"{kxk}.weight") for name in state]
+        alone = [f"{path}{kxk}" for path in paths if f"{path}{other}" not in state]
+        return renamed(state, ((rf"{re.escape(kxk)}\.", ".conv."),), alone)
+
+
+#: Which axis the official code's edges are along.
+_EDGES = {"sby": "sobel0", "sbx": "sobel1", "lpl": "laplacian"}

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from repblocks.blocks import RepBlock
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import switch_blocks
-from repblocks.models._network import Network
 from repblocks.models._parts import deployed_in
+from repblocks.models._published import Published
 from repblocks.models._rules import renamed
 
 #: Names under which training code keeps the weights, the averaged ones first.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
 _COUNTER = "num_batches_tracked"
 _HEAD = "head."
+_AUXILIARY = "auxiliary."
 _SHOWN = 20
 
 
@@ -51,7 +52,7 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
         ConfigurationError: if the network is none of ours.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
-    if not isinstance(model, Network):
+    if not isinstance(model, Published):
         raise ConfigurationError(
             f"model must be a network of repblocks, got {type(model).__name__}; others have "
             "load_state_dict, and then fold, swap or expand."
@@ -60,7 +61,7 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
     model.load_state_dict(_checked(official_state(model, given), model))
 
 
-def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor]:
+def official_state(model: Published, given: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return foreign weights under the names and in the form of a network.
 
     A classifier of another size is left as it is, for the caller to judge.
@@ -96,7 +97,7 @@ def official_state(model: Network, given: Mapping[str, Any]) -> dict[str, Tensor
     return {**form.state_dict(), **heads}
 
 
-def _training_form(model: Network, state: Mapping[str, Tensor]) -> Network:
+def _training_form(model: Published, state: Mapping[str, Tensor]) -> Published:
     """Return a new network for images of as many channels as the weights are made for."""
     form = model.in_training_form()
     for name, own in form.state_dict().items():
@@ -171,10 +172,22 @@ def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     if any(faults.values()):
         said = ". ".join(f"{len(v)} {k}: {_listed(v)}" for k, v in faults.items() if v)
         raise CheckpointError(
-            f"The weights are not those of this {type(model).__name__}. {said}. Build the variant "
-            "and the number of classes that they were trained for."
+            f"The weights are not those of this {type(model).__name__}. {said}. {_advice(faults)}"
         )
     return whole
+
+
+def _advice(faults: Mapping[str, Sequence[str]]) -> str:
+    if all(
+        what == "missing" and name.startswith(_AUXILIARY)
+        for what, names in faults.items()
+        for name in names
+    ):
+        return (
+            "The file has no auxiliary classifiers, which only training needs: build the network "
+            "with auxiliary=False."
+        )
+    return "Build the variant and the number of classes that they were trained for."
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,15 +10,17 @@ channel. Initial weights are torch's, as in the official code.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from timm.layers import calculate_drop_path_rates
-from torch import nn
+from torch import Tensor, nn
 
 from repblocks.blocks import STAGE_BLOCKS, ConvBlock, create_block
 from repblocks.branches import ConvShape
 from repblocks.models._network import Network, check_stages, doubled
+from repblocks.models._rules import Rules, deployed_where_biased
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -99,6 +101,38 @@ class RepLKNet(Network):
             deploy=deploy,
             final=NormBlock(channels, channels, 1, groups=channels, activation=None),
         )
+
+    def official_rules(self) -> Rules:
+        """Return the names of the official code and of OpenMMLab, and what they are."""
+        return (
+            (r"^backbone\.", ""),
+            (r"^(stages\.\d+\.)?norm\.", "final.branches.norm."),
+            (r"^head\.(?=(weight|bias)$)", "head.fc."),
+            (r"^stem\.(\d+)\.", r"stem.\1.branches."),
+            (r"^transitions\.(\d+)\.", lambda m: f"stages.{int(m[1]) + 1}."),
+            (r"^(stages\.\d+\.\d+)\.(?=conv\.|bn\.)", r"\1.branches."),
+            (r"^stages\.(\d+)\.blocks\.(\d+)\.", _half_of_block),
+            (r"\.mixer\.prelkb_bn\.", ".mixer.0.norm_before."),
+            (r"\.mlp\.preffn_bn\.", ".mlp.0.norm_before."),
+            (r"\.(mixer|mlp)\.pw1\.", r".\1.0.conv.branches."),
+            (r"\.mixer\.pw2\.", ".mixer.4.conv.branches."),
+            (r"\.mlp\.pw2\.", ".mlp.2.conv.branches."),
+            (r"\.large_kernel\.lkb_origin\.", ".2.large.branches.large."),
+            (r"\.large_kernel\.small_conv\.", ".2.large.branches.small."),
+            (r"\.large_kernel\.lkb_reparam\.", ".2."),
+            (r"\.bn\.", ".norm."),
+        )
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights of which those of our deployed form have kept their names."""
+        return deployed_where_biased(state, ((r"\.branches\.conv\.", ".conv."),))
+
+
+def _half_of_block(found: re.Match[str]) -> str:
+    """Return the place of one of the official blocks, two of which are one of ours."""
+    block, is_mlp = divmod(int(found[2]), 2)
+    before = 2 if int(found[1]) else 0  # the layers between the stages
+    return f"stages.{found[1]}.{before + block}.{'mlp' if is_mlp else 'mixer'}."
 
 
 def _stem(in_channels: int, dim: int) -> nn.Sequential:

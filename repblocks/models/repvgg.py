@@ -19,14 +19,14 @@ weights are torch's, as in the official code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 from timm.models import checkpoint
 from torch import Tensor, nn
 
 from repblocks.blocks import AuxiliaryHeads
 from repblocks.models._network import Network, check_stages
-from repblocks.models._rules import SE_RULES, Rules
+from repblocks.models._rules import SE_RULES, Rules, norm_folded
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -76,6 +76,7 @@ class RepVGG(Network):
     ) -> None:
         check_stages(depths=depths, widths=widths)
         slot = Slot.create(block, block_options, own_block)
+        self._sum_has_norm = slot.block == "qarepvgg"
         stages, reductions = [], []
         channels, reduction, number = stem_width, stem_stride, 1
         for depth, width in zip(depths, widths, strict=True):
@@ -134,24 +135,48 @@ class RepVGG(Network):
     def official_rules(self) -> Rules:
         """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
         half = sum(len(list(stage.children())) for stage in self.stages[2:3]) // 2
-        guides = self.auxiliary is not None and not self.auxiliary.is_deployed
+        branch = ".branches.sum." if self._sum_has_norm else ".branches."
         return (
             (r"^backbone\.", ""),
-            *(_AUXILIARY_RULES if guides else ((r"^stage\w+_aux\.", None),)),
+            *(_AUXILIARY_RULES if self._is_guided() else ((_AUXILIARY, None),)),
             (r"^stage0\.", "stem."),
             (r"^stage3_second\.blocks\.(\d+)", lambda m: f"stages.2.{int(m[1]) + half}"),
             (r"^stage3_first\.", "stage3."),
             (r"^stage_?(\d+)\.(?:blocks\.)?", lambda m: f"stages.{int(m[1]) - 1}."),
-            (r"\.(rbr_dense|conv_kxk|branch_3x3)\.", ".branches.kxk."),
-            (r"\.(rbr_1x1|conv_1x1|branch_1x1)\.", ".branches.pointwise."),
-            (r"(?<!branches)\.(rbr_identity|identity|branch_norm)\.", ".branches.identity.norm."),
+            (r"\.(rbr_dense|conv_kxk|branch_3x3)\.", f"{branch}kxk."),
+            (r"\.rbr_1x1\.(?=weight$)", f"{branch}pointwise.conv."),  # it has no norm
+            (r"\.(rbr_1x1|conv_1x1|branch_1x1)\.", f"{branch}pointwise."),
+            (
+                r"(?<!branches)(?<!\.sum)\.(rbr_identity|identity|branch_norm)\.",
+                f"{branch}identity.norm.",
+            ),
+            (r"^(stem|stages\.\d+\.\d+)\.bn\.", r"\1.branches.norm."),  # that of the sum
             (r"\.bn\.", ".norm."),
             (r"\.(rbr_reparam|reparam_conv|branch_reparam)\.", ".conv."),
             *SE_RULES,
             (r"^(linear|head\.fc)\.", "head.fc."),
         )
 
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights whose kernels have taken in the norms that YOLOv6 keeps after them."""
+        for path in [name.removesuffix(_NORM) for name in state if name.endswith(_NORM)]:
+            kernel, norm = f"{path}.conv", f"{path}.branches.norm"
+            if {f"{kernel}.weight", f"{kernel}.bias"} <= state.keys():
+                weight, bias = norm_folded(state, kernel, norm, nn.BatchNorm2d(1).eps)
+                state |= {f"{kernel}.weight": weight, f"{kernel}.bias": bias}
+                state = {k: v for k, v in state.items() if not k.startswith(f"{norm}.")}
+        return state
 
+    def in_training_form(self, **changed: Any) -> Self:
+        """Return a new network in its training form, with auxiliary classifiers if these are."""
+        return super().in_training_form(**{"auxiliary": self._is_guided(), **changed})
+
+    def _is_guided(self) -> bool:
+        return self.auxiliary is not None and not self.auxiliary.is_deployed
+
+
+_NORM = ".branches.norm.running_var"
+_AUXILIARY = r"^(stage\w+_aux|auxiliary)\."
 _AUXILIARY_RULES: Rules = (
     (r"^stage(\d)(?:_first)?_aux\.", lambda m: f"auxiliary.heads.{int(m[1]) - 1}."),
     (r"^(auxiliary\.heads\.\d\.0)\.(?!branches)", r"\1.branches."),

@@ -112,8 +112,9 @@ class ResNet(Network):
             he_normal_(self)
 
     def official_rules(self) -> Rules:
-        """Return the names of timm and torchvision, and what they are."""
+        """Return the names of timm, torchvision and OpenMMLab, and what they are."""
         return (
+            (r"^backbone\.", ""),
             (r"^conv1\.", "stem.branches.conv."),
             (r"^bn1\.", "stem.branches.norm."),
             (r"^layer1\.(\d+)\.", lambda m: f"stages.0.{int(m[1]) + 1}."),  # after the pooling

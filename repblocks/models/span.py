@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from repblocks.branches import check_count
 from repblocks.models._network import fold_shapes
+from repblocks.models._published import Published
+from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
 
 
@@ -45,7 +47,7 @@ class AttentionBlock(nn.Module):
 
 
 @final
-class SPAN(nn.Module):
+class SPAN(Published):
     """Attention blocks; the first and last features of them together become pixels.
 
     Args:
@@ -98,3 +100,23 @@ class SPAN(nn.Module):
         together = torch.cat([kept[0], self.conv(y), kept[1], first], 1)
         enlarged: Tensor = self.enlarge(self.fuse(together))
         return enlarged
+
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, and what they are."""
+        return (
+            (r"^block_(\d+)\.c([123])_r\.", lambda m: f"blocks.{int(m[1]) - 1}.conv{m[2]}."),
+            (r"^conv_1\.", "stem."),
+            (r"^conv_2\.", "conv."),
+            (r"^conv_cat\.", "fuse."),
+            (r"^upsampler\.", "enlarge."),
+            (r"\.sk\.", ".branches.shortcut.conv."),
+            (r"\.conv\.([012])\.", r".branches.series.conv\1.conv."),
+            (r"(^|\.)eval_conv\.", r"\1conv."),
+        )
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights without the kernels that evaluation computes anew from the branches."""
+        shortcut = ".branches.shortcut.conv.weight"
+        trained = {name.removesuffix(shortcut) for name in state if name.endswith(shortcut)}
+        copies = {f"{path}.conv.{kind}" for path in trained for kind in ("weight", "bias")}
+        return {name: value for name, value in state.items() if name not in copies}

@@ -10,15 +10,17 @@ form: it depends on the input. Initial weights are torch's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, final
 
 from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_rates
-from torch import nn
+from torch import Tensor, nn
 
 from repblocks.blocks import STAGE_BLOCKS
 from repblocks.models._network import Network, check_stages, doubled
+from repblocks.models._rules import Rules, deployed_where_biased, renamed
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -87,6 +89,54 @@ class UniRepLKNet(Network):
             deploy=deploy,
             head=NormMlpClassifierHead,
         )
+
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, and as timm calls those of ConvNeXt."""
+        inside = r"(?=dwconv|conv_dw|norm\.|se\.(?:down|up)\.|pwconv|mlp\.|act\.|gamma$)"
+        kernels = ".mixer.kernels.branches"
+        return (
+            (r"^downsample_layers\.0\.", "stem."),
+            (r"^(?:downsample_layers\.(\d+)|stages\.(\d+)\.downsample)\.", _of_stage),
+            (rf"^stages\.(\d+)\.(?:blocks\.)?(\d+)\.{inside}", _block),
+            (r"\.conv_dw\.", ".dwconv."),
+            (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+            (r"\.dwconv\.lk_origin\.", f"{kernels}.large.conv."),
+            (r"\.dwconv\.origin_bn\.", f"{kernels}.large.norm."),
+            (r"\.dwconv\.dil_conv_k(\d+)_(\d+)\.", rf"{kernels}.k\1_d\2.conv."),
+            (r"\.dwconv\.dil_bn_k(\d+)_(\d+)\.", rf"{kernels}.k\1_d\2.norm."),
+            (r"\.dwconv\.", f"{kernels}.conv."),
+            (r"^(stages\.\d+\.\d+)\.norm\.", r"\1.mixer.norm."),
+            (r"\.se\.down\.", ".se.reduce."),
+            (r"\.se\.up\.", ".se.expand."),
+            (r"\.pwconv1\.1\.", ".pw1.conv.conv."),
+            (r"\.act\.1\.gamma$", ".grn.gamma"),
+            (r"\.act\.1\.beta$", ".pw2.shift.bias"),
+            (r"\.pwconv2\.0\.", ".pw2.conv.branches.conv."),
+            (r"\.pwconv2\.2\.", ".pw2.conv.branches.norm."),
+            (r"^(stages\.\d+\.\d+)\.gamma$", r"\1.pw2.scale.weight"),
+            (r"^norm\.", "head.norm."),
+            (r"^head\.(?=(weight|bias)$)", "head.fc."),
+        )
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with the norms of small kernels beside these, and deployed kernels."""
+        small = ".kernels.branches.conv.weight"
+        norms = [name.replace(small, ".norm") for name in state if name.endswith(small)]
+        state = renamed(state, ((r"\.mixer\.norm\.", ".mixer.kernels.branches.norm."),), norms)
+        kernels = r"\.mixer\.kernels\.branches\.(large\.)?conv\."
+        rules = ((kernels, ".mixer."), (r"\.pw2\.conv\.branches\.conv\.", ".pw2."))
+        state = deployed_where_biased(state, rules)
+        linear = [n for n, v in state.items() if n.endswith(".pw2.weight") and v.ndim == 2]
+        return state | {name: state[name][..., None, None] for name in linear}
+
+
+def _of_stage(found: re.Match[str]) -> str:
+    return f"stages.{found[1] or found[2]}."
+
+
+def _block(found: re.Match[str]) -> str:
+    before = 2 if int(found[1]) else 0  # the layers between the stages
+    return f"stages.{found[1]}.{before + int(found[2])}."
 
 
 def _strided(in_channels: int, dim: int) -> list[nn.Module]:

@@ -11,7 +11,8 @@ no fold is possible before its end.
 
 Differences: the classifier is one linear layer in both forms, where the official one has an
 annealed activation in training, too; no convolution has a bias before its BatchNorm. Initial
-weights are torch's.
+weights are torch's. Official weights are those of the end of the annealing: no file says how far it
+was.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from repblocks.blocks import STAGE_BLOCKS
+from repblocks.blocks import STAGE_BLOCKS, RepBlock
 from repblocks.errors import ConfigurationError
 from repblocks.models._network import Network, check_stages, doubled
+from repblocks.models._rules import (
+    Rules,
+    deployed_where_biased,
+    norm_folded,
+    unit_norm,
+    without_biases,
+)
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -89,7 +98,73 @@ class VanillaNet(Network):
             deploy=deploy,
         )
 
+    def official_rules(self) -> Rules:
+        """Return the names of the official code, and what they are."""
+        flat = [
+            f"stages.{i}.{j}"
+            for i, stage in enumerate(self.stages)
+            for j, block in enumerate(stage.children())
+            if isinstance(block, RepBlock)  # a stage may have none
+        ]
+        return (
+            (r"^stem2\.2\.", "stem.act."),
+            (r"^stem([12])\.", r"stem.conv\1."),
+            (r"^stem\.0\.", "stem.conv."),
+            (r"^stem\.1\.", "stem.act."),
+            (r"^stages\.(\d+)\.(?=conv|act)", lambda m: f"{flat[int(m[1])]}."),
+            (r"\.conv([12])\.0\.", r".conv.conv\1.conv."),
+            (r"\.conv([12])\.1\.", r".conv.conv\1.norm."),
+            (r"\.act\.(?=(weight|bias)$)", ".series.conv.branches.conv."),
+            (r"\.act\.bn\.", ".series.conv.branches.norm."),
+            (r"^cls\.2\.", "head.fc."),
+        )
 
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with one linear layer in the head, and two convolutions if need be."""
+        state = deployed_where_biased(state, ((r"\.series\.conv\.branches\.conv\.", ".series."),))
+        state = _with_one_classifier(without_biases(state))
+        own = self.state_dict()
+        for name in own:
+            path = name.removesuffix(".conv1.conv.weight")
+            if path != name and {f"{path}.weight", f"{path}.bias"} <= state.keys():
+                state = _with_two_convolutions(state, own, path)
+        trained = [name for name in state if name.endswith(".conv1.conv.weight")]
+        slopes = {
+            name.replace("conv1.conv.weight", "act.slope"): torch.ones(()) for name in trained
+        }
+        return {**slopes, **state}
+
+
+def _with_one_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state in which the two last layers and the norm between them are one."""
+    names = [name for name in state if name.startswith(("cls1.", "cls2."))]
+    if not {"cls1.2.weight", "cls1.2.bias", "cls1.3.running_var", "cls2.0.weight"} <= set(names):
+        return state
+    weight, bias = norm_folded(state, "cls1.2", "cls1.3", _EPS)
+    last = state["cls2.0.weight"].double().flatten(1)
+    head = {
+        "head.fc.weight": last @ weight.flatten(1),
+        "head.fc.bias": last @ bias + state["cls2.0.bias"].double(),
+    }
+    return {name: value for name, value in state.items() if name not in names} | head
+
+
+def _with_two_convolutions(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """Return a state in which a deployed convolution is the larger of two, and one does nothing."""
+    shapes = {i: own[f"{path}.conv{i}.conv.weight"].shape for i in (1, 2)}
+    large, unit = (1, 2) if shapes[1][2:].numel() > 1 else (2, 1)
+    found = dict(state)
+    weight, bias = found.pop(f"{path}.weight"), found.pop(f"{path}.bias")
+    eye = torch.eye(shapes[unit][0]).to(weight).view(shapes[unit])
+    for i, kernel, shift in ((large, weight, bias), (unit, eye, eye.new_zeros(len(eye)))):
+        found[f"{path}.conv{i}.conv.weight"] = kernel
+        found |= unit_norm(f"{path}.conv{i}.norm", shift, _EPS)
+    return found
+
+
+_EPS = 1e-6
 _DEPTHS = {5: (0, 1, 1, 1), 6: (0, 1, 1, 2), **{n: (1, 1, n - 6, 2) for n in range(7, 14)}}
 
 VARIANTS: dict[str, dict[str, Any]] = {str(n): {"depths": row} for n, row in _DEPTHS.items()}

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from repblocks.models._network import Network, check_stages
+from repblocks.models._rules import Rules, without_biases
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
@@ -68,6 +69,32 @@ class VGG(Network):
             drop_rate=drop_rate,
             deploy=deploy,
         )
+
+    def official_rules(self) -> Rules:
+        """Return the names of torchvision, of timm and of networks for CIFAR, and what they are.
+
+        The first two have three linear layers where this network has one: without classes it takes
+        their features, and leaves any classifier.
+        """
+        flat = _layers("stem")
+        for i, stage in enumerate(self.stages):
+            for j in range(len(list(stage.children())) - 1):
+                flat += _layers(f"stages.{i}.{j}")
+            flat.append("pooling")
+        classifier = r"^(classifier|pre_logits|head\.fc)\."
+        return (
+            (r"^features\.(\d+)\.", lambda m: f"{flat[int(m[1])]}."),
+            (r"^classifier\.(?=(weight|bias)$)", "head.fc."),
+            *(() if self.num_classes else ((classifier, None),)),
+        )
+
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights with the biases of the convolutions in the norms."""
+        return without_biases(state)
+
+
+def _layers(block: str) -> list[str]:
+    return [f"{block}.branches.conv", f"{block}.branches.norm", f"{block}.tail.act"]
 
 
 VARIANTS: dict[str, dict[str, Any]] = {"16": {"depths": (2, 2, 3, 3, 3)}}

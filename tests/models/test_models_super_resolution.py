@@ -92,8 +92,8 @@ def test_ecbsr_counts_as_its_formula(scale):
     def conv(c_in, c_out):
         return 9 * c_in * c_out + c_out
 
-    # M4C16 on the luminance, with one slope in each of five activations.
-    expected = conv(1, 16) + 4 * conv(16, 16) + conv(16, scale**2) + 5
+    # M4C16 on the luminance, with one slope for each channel of five activations.
+    expected = conv(1, 16) + 4 * conv(16, 16) + conv(16, scale**2) + 5 * 16
     assert count_parameters(ECBSR(scale, deploy=True)) == expected
 
 
