@@ -92,8 +92,7 @@ def test_no_written_form_has_traces_of_this_machine(optional: Deployed) -> None:
 def test_torchscript_is_for_the_old_mobile_runtime_too(optional: Deployed) -> None:
     from torch.jit import mobile
 
-    with pytest.warns(FutureWarning, match="Lite Interpreter"):
-        phone = mobile._load_for_lite_interpreter(str(optional[0] / torchscript.FILE))
+    phone = mobile._load_for_lite_interpreter(str(optional[0] / torchscript.FILE))
     x = images(5)
     with torch.no_grad():
         torch.testing.assert_close(phone(x), trained_net()(x), rtol=1e-4, atol=1e-5)
