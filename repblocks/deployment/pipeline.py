@@ -20,6 +20,7 @@ from repblocks.deployment.formats import (
     OnnxOptions,
     Run,
     check_formats,
+    check_onnx,
     packages_of,
 )
 from repblocks.deployment.report import DeploymentReport
@@ -76,6 +77,8 @@ def deploy(
         RepblocksError: if a form cannot be written.
     """
     chosen = check_formats(formats)
+    options = onnx or OnnxOptions()
+    check_onnx(formats, options)
     if example_input.dtype is not torch.float32 or example_input.numel() == 0:
         raise ConfigurationError(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
@@ -89,12 +92,7 @@ def deploy(
         write_config(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
-        export = Export(
-            after,
-            _cycle(example_input, _EXPORT_BATCH_SIZE),
-            folder,
-            onnx=onnx or OnnxOptions(),
-        )
+        export = Export(after, _cycle(example_input, _EXPORT_BATCH_SIZE), folder, onnx=options)
         batches = [_cycle(example_input, n) for n in _BATCH_SIZES]
         forms = _write_formats(chosen, before, export, batches)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)

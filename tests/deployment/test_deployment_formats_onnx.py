@@ -77,6 +77,21 @@ def test_a_network_for_one_size_says_so(tmp_path: Path) -> None:
         get_format("onnx").write(export)
 
 
+def test_options_of_a_form_that_is_not_written_are_refused(tmp_path: Path) -> None:
+    model = nn.Flatten()
+    with pytest.raises(ConfigurationError, match="not among the formats: safetensors, pt2"):
+        deploy(
+            model,
+            model,
+            output=tmp_path / "artifact",
+            description=DESCRIPTION,
+            example_input=images(),
+            formats=["safetensors", "pt2"],
+            onnx=OnnxOptions(pixels=True),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("dynamic_size", [False, True])
 def test_pixels_are_normalised_inside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dynamic_size: bool

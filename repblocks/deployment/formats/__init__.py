@@ -15,5 +15,6 @@ from repblocks.deployment.formats._registry import Format as Format
 from repblocks.deployment.formats._registry import OnnxOptions as OnnxOptions
 from repblocks.deployment.formats._registry import Run as Run
 from repblocks.deployment.formats._registry import check_formats as check_formats
+from repblocks.deployment.formats._registry import check_onnx as check_onnx
 from repblocks.deployment.formats._registry import get_format as get_format
 from repblocks.deployment.formats._registry import list_formats as list_formats

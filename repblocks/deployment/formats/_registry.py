@@ -128,6 +128,19 @@ def check_formats(names: Sequence[str]) -> list[Format]:
     return chosen
 
 
+def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
+    """Check that there is a ``model.onnx`` where something is asked of it.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    if options != OnnxOptions() and "onnx" not in names:
+        raise ConfigurationError(
+            "onnx.dynamic_size and onnx.pixels are about the format onnx, which is not among the "
+            f"formats: {', '.join(names)}. Add it, or leave them out."
+        )
+
+
 def _absent(form: Format) -> str:
     """Say what a format needs that is not here, and what brings it; empty if nothing."""
     return missing(form.extra) or form.lacks()
