@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from repblocks.cli.building import build
 from repblocks.cli.checking import Parameters, parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.composing import plain
 from repblocks.cli.config import LoggerConfig, TrainConfig
-from repblocks.deployment.formats import check_formats
+from repblocks.deployment.formats import check_formats, check_onnx
 
 _TRAINING_DECIDES = (
     *("callbacks", "default_root_dir", "logger", "plugins", "use_distributed_sampler"),
@@ -27,6 +28,7 @@ def check_train(config: DictConfig) -> None:
     check_network(plain(config, resolve=False), parameters_of(TrainConfig), nodes)
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
+        check_onnx(config.formats, build("onnx", plain(config.onnx, resolve=True)))
 
 
 def _trainer_parameters() -> Parameters:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from repblocks.cli.building import build
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.folders import run_of
 from repblocks.cli.recorded_data import build_recorded_data
@@ -36,6 +37,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         output,
         data=_data(path, settings),
         formats=settings.formats,
+        onnx=build("onnx", settings.onnx),
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
     )
     console.print(report.to_table())

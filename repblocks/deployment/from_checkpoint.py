@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from repblocks.data import ImageDataModule
+from repblocks.deployment.formats import OnnxOptions
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
@@ -29,6 +30,7 @@ def deploy_checkpoint(
     data: ImageDataModule | None = None,
     formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
     model_options: Mapping[str, Any] | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -40,6 +42,7 @@ def deploy_checkpoint(
         formats: Names of the formats to write.
         model_options: Arguments of the network that change the deployed form, over the
             checkpoint's.
+        onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
@@ -71,6 +74,7 @@ def deploy_checkpoint(
         blocks=folded.blocks,
         note=note,
         fold=folded.report,
+        onnx=onnx,
     )
 
 

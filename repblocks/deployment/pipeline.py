@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
-from repblocks.deployment.formats import Export, Format, check_formats
+from repblocks.deployment.formats import (
+    Export,
+    Format,
+    OnnxOptions,
+    Run,
+    check_formats,
+    check_onnx,
+    packages_of,
+)
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.fold_report import FoldReport
@@ -40,6 +48,7 @@ def deploy(
     blocks: Sequence[FoldedBlock] = (),
     note: str = "no validation data was given",
     fold: FoldReport | None = None,
+    onnx: OnnxOptions | None = None,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -59,6 +68,7 @@ def deploy(
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
+        onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
 
     Raises:
         VerificationError: if the folded network or a written form is another function.
@@ -67,6 +77,8 @@ def deploy(
         RepblocksError: if a form cannot be written.
     """
     chosen = check_formats(formats)
+    options = onnx or OnnxOptions()
+    check_onnx(formats, options)
     if example_input.dtype is not torch.float32 or example_input.numel() == 0:
         raise ConfigurationError(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
@@ -80,7 +92,9 @@ def deploy(
         write_config(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
-        forms = _write_formats(chosen, before, after, example_input, folder)
+        export = Export(after, _cycle(example_input, _EXPORT_BATCH_SIZE), folder, onnx=options)
+        batches = [_cycle(example_input, n) for n in _BATCH_SIZES]
+        forms = _write_formats(chosen, before, export, batches)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -91,10 +105,11 @@ def deploy(
             forms=forms,
             agreement=agreement,
             note="" if agreement else note,
-            sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-            versions=_versions(),
+            sizes=_sizes(folder),
+            versions=_versions(chosen),
             measured=_measure(before, after, example_input),
             fold=fold,
+            not_run=tuple(form.name for form in chosen if form.check),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
@@ -102,20 +117,44 @@ def deploy(
 
 
 def _write_formats(
-    formats: Sequence[Format], before: nn.Module, after: nn.Module, images: Tensor, folder: Path
+    formats: Sequence[Format], before: nn.Module, export: Export, batches: Sequence[Tensor]
 ) -> dict[str, Comparison]:
     """Write each form, load it from its file and keep its worst comparison."""
-    references = [Reference(before, _cycle(images, n), images.dtype) for n in _BATCH_SIZES]
+    usual = [_reference(before, batch) for batch in batches]
     compared = {}
     for form in formats:
-        try:
-            form.write(Export(after, _cycle(images, _EXPORT_BATCH_SIZE), folder))
-            run = form.read(folder, after)
-        except Exception as error:  # exporters and runtimes raise classes of their own
-            raise RepblocksError(f"{form.file} could not be written: {error}") from error
+        run = _write(form, export)
+        if run is None:
+            continue
+        chosen = form.inputs(export, batches)
+        references = usual if chosen is batches else [_reference(before, one) for one in chosen]
         found = [_compare(form, run, reference) for reference in references]
         compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
     return compared
+
+
+def _write(form: Format, export: Export) -> Run | None:
+    """Write a form and load it from its file, or check the file of one that nothing here runs.
+
+    Raises:
+        VerificationError: if the check fails.
+        ConfigurationError: if what is asked of the form is not possible.
+        RepblocksError: if the form cannot be written or loaded.
+    """
+    try:
+        form.write(export)
+        if form.check is None:
+            return form.read(export.folder, export.model)
+        form.check(export)
+    except (ConfigurationError, VerificationError):
+        raise
+    except Exception as error:  # exporters and runtimes raise classes of their own
+        raise RepblocksError(f"{form.file} could not be written: {error}") from error
+    return None
+
+
+def _reference(before: nn.Module, batch: Tensor) -> Reference:
+    return Reference(before, batch, batch.dtype)
 
 
 def _compare(form: Format, run: Any, reference: Reference) -> Comparison:
@@ -155,5 +194,13 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
     }
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+def _sizes(folder: Path) -> dict[str, int]:
+    """Give the bytes of each file, those in folders as well."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _versions(formats: Sequence[Format]) -> dict[str, str]:
+    more = [name for form in formats for name in packages_of(form.extra)]
+    packages = {name: version(name) for name in (*_PACKAGES, *more)}
+    return {"python": platform.python_version(), **packages}

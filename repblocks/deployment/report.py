@@ -40,6 +40,7 @@ class DeploymentReport:
         versions: Of the packages that wrote the artifact.
         measured: Latencies in milliseconds; the only part that another run does not repeat.
         fold: What became of a network that was folded as a whole, and what was left.
+        not_run: Forms that nothing on this machine runs, so that only their contents were checked.
     """
 
     model: Mapping[str, Any]
@@ -54,6 +55,7 @@ class DeploymentReport:
     versions: Mapping[str, str]
     measured: Mapping[str, Any]
     fold: FoldReport | None = None
+    not_run: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -72,6 +74,7 @@ class DeploymentReport:
             self._verdict(),
             _PROOF,
             _markdown(("form", "difference", "allowed"), self._proof_rows()),
+            self._unproven(),
             _markdown(("file", "size"), self._file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
@@ -82,7 +85,7 @@ class DeploymentReport:
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
         table = Table("", "training form", "deployed form", title=self._title)
-        table.caption = self._verdict()
+        table.caption = "\n".join(filter(None, (self._verdict(), self._unproven())))
         for row in self._cost_rows():
             table.add_row(*row)
         table.add_section()
@@ -122,6 +125,11 @@ class DeploymentReport:
     def _proof_rows(self) -> Rows:
         proofs = {"folded": self.verification, **self.forms}
         return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
+
+    def _unproven(self) -> str:
+        """Say which forms were not run."""
+        forms = ", ".join(self.not_run)
+        return f"Not run, as nothing here runs it, but checked part by part: {forms}." * bool(forms)
 
     def _file_rows(self) -> Rows:
         return [(file, _readable(size)) for file, size in self.sizes.items()]

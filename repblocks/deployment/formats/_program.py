@@ -5,22 +5,29 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 
-def export_program(model: nn.Module, example: Tensor) -> ExportedProgram:
-    """Export a network for any batch size.
+def export_program(
+    model: nn.Module, example: Tensor, free: tuple[int, ...] = (0,)
+) -> ExportedProgram:
+    """Export a network, by default for any batch size.
 
     Args:
         model: In evaluation mode.
         example: ``(N, C, H, W)`` with ``N >= 2``: torch would bake a batch of 1 in.
+        free: The dimensions of the input that may change.
     """
-    program = torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},))
+    dims = dict.fromkeys(free, Dim.DYNAMIC)
+    program = torch.export.export(model, (example,), dynamic_shapes=(dims,))
     # What each node keeps of the Python stack names folders of this machine, and an example
     # input may be somebody's image: neither belongs in a file that is given away.
     for module in program.graph_module.modules():
@@ -47,3 +54,17 @@ def silence() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+
+
+@contextlib.contextmanager
+def silence_native() -> Iterator[None]:
+    """Keep what a runtime's own code writes to standard error from the user, too."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere, silence():
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)

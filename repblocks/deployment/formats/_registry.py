@@ -8,9 +8,24 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from repblocks.deployment.formats._needs import missing
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """What ``model.onnx`` takes.
+
+    Args:
+        dynamic_size: Images of any height and width, where the network is built for that.
+        pixels: ``uint8`` images ``(N, H, W, C)``, normalised inside, in the place of normalised
+            ``float32`` images ``(N, C, H, W)``.
+    """
+
+    dynamic_size: bool = False
+    pixels: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +38,18 @@ class Export:
         folder: Where to.
         calibration: Normalised batches like ``example`` that are typical of the network's images,
             for formats that quantize; empty if there are none.
+        onnx: What ``model.onnx`` is to take.
     """
 
     model: nn.Module
     example: Tensor
     folder: Path
     calibration: Sequence[Tensor] = ()
+    onnx: OnnxOptions = OnnxOptions()
+
+
+def _all(_export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    return batches
 
 
 @dataclass(frozen=True)
@@ -37,13 +58,20 @@ class Format:
 
     Args:
         name: What the configuration calls it.
-        file: The file it writes, relative to the artifact.
+        file: The file or folder it writes, relative to the artifact.
         write: Writes it.
         read: Called with the folder and the network that was written, which only formats that
-            hold nothing but weights may use; returns the written network as a callable.
+            hold nothing but weights may use; returns the written network as a callable, which
+            takes and gives what the network does.
         extra: The extra of this package that brings what the format needs; empty if nothing more.
         executable: The file holds code or a pickle, which runs when it is opened.
         lossy: The file is another function, as quantized ones are; judged by its accuracy.
+        more_files: Files that belong to ``file``.
+        lacks: Says what this machine lacks besides packages; empty if nothing.
+        inputs: Chooses the batches that the written form is compared on; given those that all
+            forms are compared on.
+        check: For a form that nothing on this machine runs, in the place of a comparison: checks
+            what was written part by part, and raises VerificationError if it is not the network.
     """
 
     name: str
@@ -53,6 +81,15 @@ class Format:
     extra: str = ""
     executable: bool = False
     lossy: bool = False
+    more_files: tuple[str, ...] = ()
+    lacks: Callable[[], str] = str
+    inputs: Callable[[Export, Sequence[Tensor]], Sequence[Tensor]] = _all
+    check: Callable[[Export], None] | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All it writes."""
+        return (self.file, *self.more_files)
 
 
 _FORMATS: dict[str, Format] = {}
@@ -75,16 +112,38 @@ def get_format(name: str) -> Format:
 
 
 def check_formats(names: Sequence[str]) -> list[Format]:
-    """Look up at least one format.
+    """Look up at least one format, each of which can be written and run here.
 
     Raises:
-        ConfigurationError: if there is none, or one is unknown.
+        ConfigurationError: if there is none, one is unknown, or something that one needs is absent.
     """
     if not names:
         raise ConfigurationError(
             f"formats must name at least one export format, got none. Known: {', '.join(_FORMATS)}."
         )
-    return [get_format(name) for name in names]
+    chosen = [get_format(name) for name in names]
+    absent = [f"The format {form.name} {what}" for form in chosen if (what := _absent(form))]
+    if absent:
+        raise ConfigurationError("\n".join(absent))
+    return chosen
+
+
+def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
+    """Check that there is a ``model.onnx`` where something is asked of it.
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    if options != OnnxOptions() and "onnx" not in names:
+        raise ConfigurationError(
+            "onnx.dynamic_size and onnx.pixels are about the format onnx, which is not among the "
+            f"formats: {', '.join(names)}. Add it, or leave them out."
+        )
+
+
+def _absent(form: Format) -> str:
+    """Say what a format needs that is not here, and what brings it; empty if nothing."""
+    return missing(form.extra) or form.lacks()
 
 
 def list_formats() -> list[str]:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
+from repblocks.deployment.formats._pixels import Normalise, normalisation
 from repblocks.deployment.formats._program import export_program, silence
 from repblocks.deployment.formats._registry import Export, Format, Run, register_format
+from repblocks.errors import ConfigurationError
 
 FILE = "model.onnx"
+
+# Other sizes differ by a multiple of what any network halves its images to.
+_HIGHER, _WIDER = 32, 64
 
 
 def write(export: Export) -> None:
     """Write the network with the input ``input``, the output ``output`` and any batch size."""
     import onnx
 
+    model, example = export.model, export.example
+    axes = {0: "batch"}
+    if export.onnx.pixels:
+        normalise = _normalisation(export)
+        model, example = nn.Sequential(normalise, model).eval(), normalise.pixels(example)
+    if export.onnx.dynamic_size:
+        axes |= {1: "height", 2: "width"} if export.onnx.pixels else {2: "height", 3: "width"}
     path = export.folder / FILE
     with silence():
+        with _any_size(export):
+            exported = export_program(model, example, tuple(axes))
         program = torch.onnx.export(
-            export_program(export.model, export.example),
-            (export.example,),
+            exported,
+            (example,),
             input_names=["input"],
             output_names=["output"],
-            dynamic_shapes=({0: "batch"},),
+            dynamic_shapes=(axes,),
             dynamo=True,
             verbose=False,
         )
@@ -35,7 +52,7 @@ def write(export: Export) -> None:
 
 
 def read(folder: Path, _model: nn.Module) -> Run:
-    """Open the file in ONNX Runtime on the CPU."""
+    """Open the file in ONNX Runtime on the CPU; one that takes pixels is given those of images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -43,11 +60,54 @@ def read(folder: Path, _model: nn.Module) -> Run:
     session = onnxruntime.InferenceSession(
         folder / FILE, options, providers=["CPUExecutionProvider"]
     )
+    taken = session.get_inputs()[0]
+    normalise = normalisation(folder, taken.shape[3]) if taken.type == "tensor(uint8)" else None
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["output"], {"input": x.cpu().numpy()})[0])
+        given = normalise.pixels(x.cpu()) if normalise else x.cpu()
+        return torch.from_numpy(session.run(["output"], {"input": given.numpy()})[0])
 
     return run
 
 
-register_format(Format("onnx", FILE, write, read))
+def inputs(export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Choose images of another size as well, and such as pixels can be, where that is asked for."""
+    if export.onnx.dynamic_size:
+        batches = [*batches, _resized(batches[0])]
+    if export.onnx.pixels:
+        normalise = _normalisation(export)
+        batches = [normalise(normalise.pixels(batch)) for batch in batches]
+    return batches
+
+
+def _normalisation(export: Export) -> Normalise:
+    return normalisation(export.folder, export.example.shape[1])
+
+
+def _resized(images: Tensor) -> Tensor:
+    return interpolate(images, (images.shape[2] + _HIGHER, images.shape[3] + _WIDER))
+
+
+@contextlib.contextmanager
+def _any_size(export: Export) -> Iterator[None]:
+    """Explain what fails for a network that fixes the size of its images.
+
+    Raises:
+        ConfigurationError: if images of another size are asked for, and the network or its
+            export refuses them.
+    """
+    try:
+        if export.onnx.dynamic_size:
+            with torch.inference_mode():
+                export.model(_resized(export.example[:1]))
+        yield
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if not export.onnx.dynamic_size:
+            raise
+        raise ConfigurationError(
+            "onnx.dynamic_size=true is not possible: the network takes images of "
+            f"{'x'.join(map(str, export.example.shape[1:]))} only. Leave it out."
+        ) from error
+
+
+register_format(Format("onnx", FILE, write, read, inputs=inputs))
