@@ -28,7 +28,7 @@ def check_train(config: DictConfig) -> None:
     check_network(plain(config, resolve=False), parameters_of(TrainConfig), nodes)
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
-        check_onnx(config.formats, build("onnx", plain(config.onnx, resolve=True)))
+        check_onnx(config.formats, build("onnx_export", plain(config.onnx_export, resolve=True)))
 
 
 def _trainer_parameters() -> Parameters:

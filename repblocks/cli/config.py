@@ -36,7 +36,7 @@ class TrainConfig:
     non_finite_patience: int
     checkpoint_every_n_steps: int | None
     keep_step_checkpoints: int
-    onnx: Node
+    onnx_export: Node
     mix: Node
     distillation: Node
     resolution: Node
@@ -59,7 +59,7 @@ class DeployConfig:
     formats: list[str]
     deploy_shortcut: Literal["add", "expand"] | None
     explain: bool
-    onnx: Node
+    onnx_export: Node
     data: Node
     block: Node
     model: Node | None = None

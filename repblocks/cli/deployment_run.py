@@ -37,7 +37,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         output,
         data=_data(path, settings),
         formats=settings.formats,
-        onnx=build("onnx", settings.onnx),
+        onnx=build("onnx_export", settings.onnx_export),
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
     )
     console.print(report.to_table())

@@ -73,7 +73,7 @@ def network_run(settings: DeployConfig) -> None:
         formats=settings.formats,
         blocks=folded.blocks,
         fold=folded.report,
-        onnx=build("onnx", settings.onnx),
+        onnx=build("onnx_export", settings.onnx_export),
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")

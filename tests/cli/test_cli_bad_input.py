@@ -297,10 +297,16 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         ("formats=[onxx]", "Unknown export format 'onxx'. Did you mean 'onnx'"),
-        ("onnx.pixels=true", "the format onnx, which is not among the formats: safetensors."),
+        (
+            "onnx_export.pixels=true",
+            "the format onnx, which is not among the formats: safetensors.",
+        ),
         ("formats=[]", "at least one export format, got none"),
-        ("onnx.pixels=7", "onnx.pixels must be true or false, got 7"),
-        ("++onnx.dynamic=true", "onnx.dynamic does not exist. Did you mean onnx.dynamic_size?"),
+        ("onnx_export.pixels=7", "onnx_export.pixels must be true or false, got 7"),
+        (
+            "++onnx_export.dynamic=true",
+            "onnx_export.dynamic does not exist. Did you mean onnx_export.dynamic_size?",
+        ),
         ("seed=-1", "seed must be in [0, 2**32), got -1"),
         ("trainer.limit_train_batches=0", "limit_train_batches must be more than 0, got 0"),
     ],

@@ -144,7 +144,7 @@ def test_pixels_without_a_recorded_normalisation_are_refused(
     assert list(tmp_path.iterdir()) == []
     config = {"format_version": 1, "preprocessing": preprocessing}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigurationError, match="onnx.pixels=true needs"):
+    with pytest.raises(ConfigurationError, match="onnx_export.pixels=true needs"):
         normalisation(tmp_path, 3)
 
 

@@ -105,7 +105,7 @@ def _any_size(export: Export) -> Iterator[None]:
         if not export.onnx.dynamic_size:
             raise
         raise ConfigurationError(
-            "onnx.dynamic_size=true is not possible: the network takes images of "
+            "onnx_export.dynamic_size=true is not possible: the network takes images of "
             f"{'x'.join(map(str, export.example.shape[1:]))} only. Leave it out."
         ) from error
 
