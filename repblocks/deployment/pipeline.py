@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,9 @@ from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import Export, Format, check_formats
+from repblocks.deployment.load import FORMAT_VERSION
+from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
+from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.fold_report import FoldReport
@@ -23,7 +24,6 @@ from repblocks.folding.reference import Comparison, Reference
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import verify
 
-_PACKAGES = ("repblocks", "torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
 # Written forms are run at these batch sizes; graphs are exported with another one.
 _BATCH_SIZES, _EXPORT_BATCH_SIZE = (1, 2, 5), 3
 
@@ -52,7 +52,8 @@ def deploy(
         folded: The same network after folding.
         output: The artifact's folder; it appears whole or not at all.
         description: ``model`` (``{"name", "kwargs"}`` in timm's registry; leave it out for a
-            network that no name can rebuild), ``preprocessing`` and ``class_names``.
+            network that no name can rebuild), ``preprocessing`` and ``class_names``; ``run``,
+            plain values about where the network is from, goes into the manifest.
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
         formats: Names of the formats to write.
@@ -72,6 +73,7 @@ def deploy(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
             f"{tuple(example_input.shape)}."
         )
+    owners: dict[str, tuple[str, bool]] = {}
     with staged(Path(output)) as folder:
         before, after = evaluation_copy(training_form).cpu(), evaluation_copy(folded).cpu()
         verification = verify(before, after, example_input)
@@ -80,7 +82,7 @@ def deploy(
         write_config(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
-        forms = _write_formats(chosen, before, after, example_input, folder)
+        forms = _write_formats(chosen, before, after, example_input, folder, owners)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -92,27 +94,39 @@ def deploy(
             agreement=agreement,
             note="" if agreement else note,
             sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-            versions=_versions(),
+            versions=versions(),
             measured=_measure(before, after, example_input),
             fold=fold,
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_json(folder / MANIFEST_FILE, _manifest(folder, owners, description))
     return report
 
 
 def _write_formats(
-    formats: Sequence[Format], before: nn.Module, after: nn.Module, images: Tensor, folder: Path
+    formats: Sequence[Format],
+    before: nn.Module,
+    after: nn.Module,
+    images: Tensor,
+    folder: Path,
+    owners: dict[str, tuple[str, bool]],
 ) -> dict[str, Comparison]:
-    """Write each form, load it from its file and keep its worst comparison."""
+    """Write each form, load it from its file and keep its worst comparison.
+
+    ``owners`` gets the files of each form.
+    """
     references = [Reference(before, _cycle(images, n), images.dtype) for n in _BATCH_SIZES]
     compared = {}
     for form in formats:
+        others = set(files_in(folder))
         try:
             form.write(Export(after, _cycle(images, _EXPORT_BATCH_SIZE), folder))
             run = form.read(folder, after)
         except Exception as error:  # exporters and runtimes raise classes of their own
             raise RepblocksError(f"{form.file} could not be written: {error}") from error
+        own = set(files_in(folder)) - others
+        owners.update(dict.fromkeys(own, (form.name, form.executable)))
         found = [_compare(form, run, reference) for reference in references]
         compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
     return compared
@@ -155,5 +169,14 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
     }
 
 
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+def _manifest(
+    folder: Path, owners: Mapping[str, tuple[str, bool]], description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say what the files are, which code wrote them, and which run the network is from."""
+    return {
+        **describe_files(folder, owners),
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "git": code_state(),
+        "run": description.get("run"),
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from repblocks.deployment.formats._onnx_file import check_self_contained
 from repblocks.deployment.formats._program import export_program, silence
 from repblocks.deployment.formats._registry import Export, Format, Run, register_format
 
@@ -38,6 +39,7 @@ def read(folder: Path, _model: nn.Module) -> Run:
     """Open the file in ONNX Runtime on the CPU."""
     import onnxruntime
 
+    check_self_contained(folder / FILE)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(
