@@ -13,7 +13,6 @@ from torch import Tensor
 
 from repblocks.deployment.artifact import REPORT_FILE
 from repblocks.deployment.formats import Format, get_format, list_formats
-from repblocks.deployment.formats._registry import Run
 from repblocks.deployment.load import CONFIG_FILE, WEIGHTS_FILE, is_rebuildable, read_config
 from repblocks.deployment.manifest import (
     MANIFEST_FILE,
@@ -120,8 +119,8 @@ class _Comparison:
         if form.file == WEIGHTS_FILE and not is_rebuildable(self.folder):
             return Check(form.name, "skipped", "weights alone; no name rebuilds their network")
         try:
-            run = open_form(self.folder, form, trust=trust)
-            scores, others = (_scores(run, images) for images in self.images)
+            opened = open_form(self.folder, form, trust=trust)
+            scores, others = (opened(images).double() for images in self.images)
         except ConfigurationError as error:
             return Check(form.name, "skipped", str(error))
         except CheckpointError as error:
@@ -146,23 +145,6 @@ class _Comparison:
         allowed = self.tolerances.get(form.name, 0.0) + self.tolerances.get(name, 0.0)
         verdict: Literal["passed", "failed"] = "passed" if found <= allowed else "failed"
         return Check(form.name, verdict, f"{text}, allowed {allowed:.2e}")
-
-
-def _scores(run: Run, images: Tensor) -> Tensor:
-    """Run a form.
-
-    Raises:
-        CheckpointError: if it fails, or gives values that are not finite.
-    """
-    try:
-        with torch.inference_mode():
-            scores = run(images).double()
-    except Exception as error:  # runtimes raise classes of their own
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"does not run: {first}") from error
-    if not scores.isfinite().all():
-        raise CheckpointError("gives values that are not finite")
-    return scores
 
 
 def _images(folder: Path, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from repblocks.deployment.formats import Format, get_format, list_formats
 from repblocks.deployment.formats._registry import Run
@@ -23,7 +25,37 @@ def forms_in(folder: Path) -> list[Format]:
     return sorted(found, key=lambda form: (form.executable, form.lossy))
 
 
-def open_form(folder: Path, form: Format, *, trust: bool = False) -> Run:
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A form that is ready to run.
+
+    Args:
+        name: Of its format.
+        run: What the format opened.
+    """
+
+    name: str
+    run: Run
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Run normalised images ``(N, C, H, W)``; gives scores ``(N, num_classes)``.
+
+        Raises:
+            CheckpointError: if the form fails, or gives values that are not finite.
+        """
+        try:
+            with torch.inference_mode():
+                scores = self.run(images)
+        except Exception as error:  # runtimes raise classes of their own
+            raise CheckpointError(
+                f"The form {self.name} does not run: {_first_line(error)}"
+            ) from error
+        if not scores.isfinite().all():
+            raise CheckpointError(f"The form {self.name} gives values that are not finite.")
+        return scores
+
+
+def open_form(folder: Path, form: Format, *, trust: bool = False) -> Opened:
     """Open one form.
 
     Args:
@@ -49,7 +81,7 @@ def open_form(folder: Path, form: Format, *, trust: bool = False) -> Run:
             "Take another form."
         )
     try:
-        return form.read(folder, nn.Identity())
+        return Opened(form.name, form.read(folder, nn.Identity()))
     except RepblocksError:
         raise
     except ImportError as error:
@@ -58,11 +90,12 @@ def open_form(folder: Path, form: Format, *, trust: bool = False) -> Run:
             f"{_installing(form)}"
         ) from error
     except Exception as error:  # runtimes raise classes of their own
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"{folder / form.file} cannot be opened: {first}.") from error
+        raise CheckpointError(
+            f"{folder / form.file} cannot be opened: {_first_line(error)}"
+        ) from error
 
 
-def open_best(folder: Path, *, trust: bool = False) -> tuple[Format, Run]:
+def open_best(folder: Path, *, trust: bool = False) -> Opened:
     """Open the first form that can run here: its package is there, and it holds no code.
 
     Raises:
@@ -75,11 +108,15 @@ def open_best(folder: Path, *, trust: bool = False) -> tuple[Format, Run]:
             reasons.append(f"{form.file} holds weights alone, of a network without a name")
             continue
         try:
-            return form, open_form(folder, form, trust=trust)
+            return open_form(folder, form, trust=trust)
         except ConfigurationError as error:
             reasons.append(str(error))
     why = " ".join(reasons) or f"Known forms: {', '.join(list_formats())}."
     raise ConfigurationError(f"{folder} holds no form that can be run here. {why}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _installing(form: Format) -> str:
