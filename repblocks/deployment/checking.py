@@ -74,7 +74,7 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
         config, tolerances = read_config(folder), _tolerances(folder)
         images = _images(folder, config)
     except CheckpointError as error:
-        return [*files, Check(CONFIG_FILE, "failed", str(error))]
+        return [*files, Check("forms", "failed", str(error))]
     forms = {str(entry.form) for entry in entries.values() if entry.form}
     damaged = {str(entries[name].form) for name in wrong & entries.keys()}
     comparison = _Comparison(folder, images, tolerances)

@@ -23,6 +23,8 @@ def check_self_contained(path: Path) -> None:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf has errors of its own
         raise CheckpointError(f"{path} is damaged or no ONNX file: {error}.") from error
+    if not model.graph.output:
+        raise CheckpointError(f"{path} is damaged or no ONNX file: it has no graph.")
     outside = [tensor.name for tensor in _tensors(model) if uses_external_data(tensor)]
     if outside:
         raise CheckpointError(

@@ -39,11 +39,11 @@ _OPERATOR = re.compile(
 )
 # Sizes as sympy writes them: numbers, symbols, and functions of the tables of sympy and torch.
 _SIZE = re.compile(
-    r"(?>Symbol\('[su]\d+'(, \w+=(True|False))*\)"
-    r"|(Add|Mul|Pow|Integer|Rational|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|IntTrueDiv"
+    r"(?:Symbol\('[su]\d+'(?:, \w+=(?:True|False))*\)"
+    r"|(?:Add|Mul|Pow|Integer|Rational|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|CeilDiv|IntTrueDiv"
     r"|FloatTrueDiv|ModularIndexing|Identity|ToFloat|TruncToInt|CeilToInt|FloorToInt|RoundToInt"
     r"|Equality|Unequality|StrictLessThan|StrictGreaterThan|LessThan|GreaterThan|Eq|Ne|Lt|Le|Gt|Ge"
-    r")(?=\()|[su]\d+|[\d\s\-(),])*+",
+    r")\(|[\d\s\-(),])*",
     re.ASCII,
 )
 _STRUCTURE = re.compile(
