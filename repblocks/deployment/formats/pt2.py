@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ FILE = "model.pt2"
 
 def write(export: Export) -> None:
     """Write the network for any batch size, without sample inputs."""
+    # torch ends the process if a disk is full; Python raises.
+    content = io.BytesIO()
     with silence():
-        torch.export.save(export_program(export.model, export.example), export.folder / FILE)
+        torch.export.save(export_program(export.model, export.example), content)
+    (export.folder / FILE).write_bytes(content.getbuffer())
 
 
 def read(folder: Path, _model: nn.Module) -> Run:
