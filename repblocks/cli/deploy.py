@@ -1,11 +1,13 @@
-"""``deploy.py``: fold a checkpoint, prove it and write the artifact."""
+"""``deploy.py``: fold a checkpoint, prove it and write the artifact; or check one again."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from repblocks.cli.artifact_check import COMMAND, check_main
 from repblocks.cli.checking import check, parameters_of
 from repblocks.cli.composing import plain
 from repblocks.cli.config import DeployConfig
@@ -17,7 +19,9 @@ _RUNS = (Path("outputs"), Path("multirun"))
 
 
 def main() -> None:
-    """Deploy a checkpoint as the command line says."""
+    """Deploy a checkpoint as the command line says, or check an artifact."""
+    if sys.argv[1:2] == [COMMAND]:
+        sys.exit(check_main(sys.argv[2:]))
     launch("deploy", run)
 
 

@@ -68,6 +68,7 @@ def network_run(settings: DeployConfig) -> None:
             "model": folded.recipe,
             "preprocessing": _preprocessing(model, example),
             "class_names": None,
+            "run": {"config": asdict(settings)},
         },
         example_input=example,
         formats=settings.formats,
@@ -117,4 +118,5 @@ def _preprocessing(model: nn.Module, example: Tensor) -> dict[str, Any]:
     found = timm.data.resolve_model_data_config(model)
     known = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     values = {key: list(v) if isinstance(v := found[key], tuple) else v for key in known}
-    return {"input_size": list(example.shape[1:]), **values}
+    size = list(example.shape[1:])
+    return {"input_size": size, "in_channels": size[0], **values}

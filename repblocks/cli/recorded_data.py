@@ -31,7 +31,9 @@ def build_recorded_data(
     """
     allowed = {_name(cls): cls for cls in (*_subclasses(ImageDataModule), Augmentation)}
     _check_plain(recorded, allowed)
-    node = _merged(recorded, changes or {})
+    # A file must not make this machine download, or write where it says.
+    own = {key: value for key, value in recorded.items() if key != "download"}
+    node = _merged(own, changes or {})
     _check_plain(node, allowed)
     check({"data": node}, {"data": parameters_of(DeployConfig)["data"]}, {})
     try:

@@ -150,7 +150,7 @@ def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
             output / ARTIFACT,
             data=data,
             formats=parts.settings["formats"],
-            onnx=build("onnx", parts.settings["onnx"]),
+            onnx=build("onnx_export", parts.settings["onnx_export"]),
         )
         console.print(report.to_table())
         console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")

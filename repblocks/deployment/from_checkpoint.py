@@ -67,6 +67,7 @@ def deploy_checkpoint(
             "model": folded.recipe,
             "preprocessing": checkpoint.preprocessing,
             "class_names": checkpoint.class_names,
+            "run": _run_of(checkpoint),
         },
         example_input=example,
         validation=validation,
@@ -76,6 +77,13 @@ def deploy_checkpoint(
         fold=folded.report,
         onnx=onnx,
     )
+
+
+def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Give what the manifest says about the training."""
+    about = checkpoint.raw["repblocks"]
+    own = {key: about.get(key) for key in ("versions", "git_commit")}
+    return {"config": checkpoint.config, **own}
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:

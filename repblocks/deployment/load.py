@@ -9,15 +9,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repblocks.deployment.manifest import check_files
 from repblocks.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
+# Arguments of timm and of its networks that lead to other files, or to a download.
+_OF_OTHER_FILES = frozenset(
+    ("checkpoint_path", "weights", "pretrained", "pretrained_cfg_overlay", "cache_dir")
+)
 
 
 def load(folder: str | Path) -> nn.Module:
     """Rebuild the deployed network of an artifact, in evaluation mode on the CPU.
+
+    If the artifact has its ``manifest.json``, both files have to be those that were written.
 
     Args:
         folder: What ``deploy.py`` wrote.
@@ -27,6 +34,7 @@ def load(folder: str | Path) -> nn.Module:
             registered name, or the weights do not fit it.
     """
     folder = Path(folder)
+    check_files(folder, CONFIG_FILE, WEIGHTS_FILE)
     config = read_config(folder)
     if not config.get("rebuild", False):
         raise CheckpointError(
@@ -94,7 +102,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def build(name: Any, arguments: Any, source: Path) -> nn.Module:
-    """Build a registered network, without weights.
+    """Build a registered network, without weights and from nothing but its arguments.
 
     Args:
         name: Its name in timm's registry, as read from a file.
@@ -102,7 +110,8 @@ def build(name: Any, arguments: Any, source: Path) -> nn.Module:
         source: The file, for the message.
 
     Raises:
-        CheckpointError: if the name is not registered, or the arguments are not its own.
+        CheckpointError: if the name is not registered, or the arguments are not its own or name
+            another file.
     """
     import timm
 
@@ -112,6 +121,13 @@ def build(name: Any, arguments: Any, source: Path) -> nn.Module:
         raise CheckpointError(
             f"{source} names the network {name!r}, which is not registered. Import the package "
             "that defines it, or install the version that wrote the file."
+        )
+    others = sorted(_OF_OTHER_FILES & set(arguments))
+    if others:
+        raise CheckpointError(
+            f"{source} wants other files to be read for its network: "
+            f"{', '.join(f'{key}={arguments[key]!r}' for key in others)}. Nothing was read. Do not "
+            "use it."
         )
     try:
         return timm.create_model(name, pretrained=False, **arguments)

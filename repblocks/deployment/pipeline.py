@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,20 @@ from repblocks.deployment.formats import (
     Export,
     Format,
     OnnxOptions,
-    Run,
     check_formats,
     check_onnx,
-    packages_of,
 )
+from repblocks.deployment.load import FORMAT_VERSION
+from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
+from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.deployment.written import write_exact
+from repblocks.errors import ConfigurationError
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.recording import evaluation_copy
-from repblocks.folding.reference import Comparison, Reference
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import verify
 
-_PACKAGES = ("repblocks", "torch", "timm", "safetensors", "onnx", "onnxscript", "onnxruntime")
 # Written forms are run at these batch sizes; graphs are exported with another one.
 _BATCH_SIZES, _EXPORT_BATCH_SIZE = (1, 2, 5), 3
 
@@ -61,7 +59,8 @@ def deploy(
         folded: The same network after folding.
         output: The artifact's folder; it appears whole or not at all.
         description: ``model`` (``{"name", "kwargs"}`` in timm's registry; leave it out for a
-            network that no name can rebuild), ``preprocessing`` and ``class_names``.
+            network that no name can rebuild), ``preprocessing`` and ``class_names``; ``run``,
+            plain values about where the network is from, goes into the manifest.
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
         formats: Names of the formats to write.
@@ -94,7 +93,7 @@ def deploy(
         )
         export = Export(after, _cycle(example_input, _EXPORT_BATCH_SIZE), folder, onnx=options)
         batches = [_cycle(example_input, n) for n in _BATCH_SIZES]
-        forms = _write_formats(chosen, before, export, batches)
+        forms = write_exact(chosen, before, export, batches)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -105,74 +104,16 @@ def deploy(
             forms=forms,
             agreement=agreement,
             note="" if agreement else note,
-            sizes=_sizes(folder),
-            versions=_versions(chosen),
+            sizes={name: (folder / name).stat().st_size for name in files_in(folder)},
+            versions=versions(chosen),
             measured=_measure(before, after, example_input),
             fold=fold,
             not_run=tuple(form.name for form in chosen if form.check),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, description))
     return report
-
-
-def _write_formats(
-    formats: Sequence[Format], before: nn.Module, export: Export, batches: Sequence[Tensor]
-) -> dict[str, Comparison]:
-    """Write each form, load it from its file and keep its worst comparison."""
-    usual = [_reference(before, batch) for batch in batches]
-    compared = {}
-    for form in formats:
-        run = _write(form, export)
-        if run is None:
-            continue
-        chosen = form.inputs(export, batches)
-        references = usual if chosen is batches else [_reference(before, one) for one in chosen]
-        found = [_compare(form, run, reference) for reference in references]
-        compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
-    return compared
-
-
-def _write(form: Format, export: Export) -> Run | None:
-    """Write a form and load it from its file, or check the file of one that nothing here runs.
-
-    Raises:
-        VerificationError: if the check fails.
-        ConfigurationError: if what is asked of the form is not possible.
-        RepblocksError: if the form cannot be written or loaded.
-    """
-    try:
-        form.write(export)
-        if form.check is None:
-            return form.read(export.folder, export.model)
-        form.check(export)
-    except (ConfigurationError, VerificationError):
-        raise
-    except Exception as error:  # exporters and runtimes raise classes of their own
-        raise RepblocksError(f"{form.file} could not be written: {error}") from error
-    return None
-
-
-def _reference(before: nn.Module, batch: Tensor) -> Reference:
-    return Reference(before, batch, batch.dtype)
-
-
-def _compare(form: Format, run: Any, reference: Reference) -> Comparison:
-    """Run a written form on a reference's input.
-
-    Raises:
-        VerificationError: if it is another function.
-    """
-    with torch.inference_mode():
-        found = reference.compare_output(run(*reference.inputs))
-    if not found.passed:
-        raise VerificationError(
-            f"{form.file}, loaded and run on {len(reference.inputs[0])} images, differs from the "
-            f"training form: RMS difference {found.rms_rel:.3g}, allowed {found.tolerance:.3g}.",
-            difference=found.rms_rel,
-            tolerance=found.tolerance,
-        )
-    return found
 
 
 def _cycle(images: Tensor, count: int) -> Tensor:
@@ -194,13 +135,14 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
     }
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Give the bytes of each file, those in folders as well."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _versions(formats: Sequence[Format]) -> dict[str, str]:
-    more = [name for form in formats for name in packages_of(form.extra)]
-    packages = {name: version(name) for name in (*_PACKAGES, *more)}
-    return {"python": platform.python_version(), **packages}
+def _manifest(
+    folder: Path, formats: Sequence[Format], description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say what the files are, which code wrote them, and which run the network is from."""
+    return {
+        **describe_files(folder, formats),
+        "format_version": FORMAT_VERSION,
+        "versions": versions(formats),
+        "git": code_state(),
+        "run": description.get("run"),
+    }

@@ -73,3 +73,13 @@ def test_words_of_hydra_are_refused(special):
 def test_an_augmentation_alone_is_no_data():
     with pytest.raises(CheckpointError, match="no data module"):
         build_recorded_data(NODE["augmentation"])
+
+
+def test_a_checkpoint_cannot_make_this_machine_download(tmp_path):
+    recorded = {
+        "_target_": "repblocks.data.fashion_mnist.FashionMNISTDataModule",
+        "root": str(tmp_path / "elsewhere"),
+        "download": True,
+    }
+    assert build_recorded_data(recorded).download is False
+    assert build_recorded_data(recorded, {"download": True}).download is True

@@ -48,8 +48,8 @@ def normalisation(folder: Path, channels: int) -> Normalise:
     mean, std = recorded.get("mean", ()), recorded.get("std", ())
     if not (_is_for(mean, channels) and _is_for(std, channels)):
         raise ConfigurationError(
-            f"onnx_export.pixels=true needs the mean and std of {channels} channels in the recorded "
-            f"preprocessing, got mean {mean} and std {std}. Leave it out, or record them."
+            f"onnx_export.pixels=true needs the mean and std of {channels} channels in the "
+            f"recorded preprocessing, got mean {mean} and std {std}. Leave it out, or record them."
         )
     return Normalise(mean, std)
 

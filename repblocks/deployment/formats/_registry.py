@@ -136,8 +136,8 @@ def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
     """
     if options != OnnxOptions() and "onnx" not in names:
         raise ConfigurationError(
-            "onnx_export.dynamic_size and onnx_export.pixels are about the format onnx, which is not among the "
-            f"formats: {', '.join(names)}. Add it, or leave them out."
+            "onnx_export.dynamic_size and onnx_export.pixels are about the format onnx, which is not "
+            f"among the formats: {', '.join(names)}. Add it, or leave them out."
         )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from repblocks.deployment.formats._onnx_file import check_self_contained
 from repblocks.deployment.formats._pixels import Normalise, normalisation
 from repblocks.deployment.formats._program import export_program, silence
 from repblocks.deployment.formats._registry import Export, Format, Run, register_format
@@ -55,6 +56,7 @@ def read(folder: Path, _model: nn.Module) -> Run:
     """Open the file in ONNX Runtime on the CPU; one that takes pixels is given those of images."""
     import onnxruntime
 
+    check_self_contained(folder / FILE)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(

@@ -1,0 +1,176 @@
+"""Check an artifact again, on this machine: its files, its configuration, and every form it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from repblocks.deployment.artifact import REPORT_FILE
+from repblocks.deployment.formats import Format, get_format, list_formats
+from repblocks.deployment.load import CONFIG_FILE, WEIGHTS_FILE, is_rebuildable, read_config
+from repblocks.deployment.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    check_file,
+    files_in,
+    read_manifest,
+)
+from repblocks.deployment.opening import open_form
+from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.folding.reference import difference, rms
+
+_NUM_IMAGES = 2
+_DAMAGED = "its files are not those that were written"
+_UNKNOWN = "this version of repblocks does not know the format"
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found about one thing.
+
+    Args:
+        name: A file, or a form.
+        status: ``skipped`` where it could not be checked here.
+        note: What was found, or why it was skipped.
+    """
+
+    name: str
+    status: Literal["passed", "failed", "skipped"]
+    note: str = ""
+
+
+def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
+    """Check the files of an artifact against its manifest, and its forms against each other.
+
+    A form is opened if its files are those that were written. All forms are run on the same seeded
+    images, and may differ as far as the two of them may differ from the training form, as the
+    report says.
+
+    Args:
+        folder: What ``deploy.py`` wrote, or a copy of it.
+        trust: Whether forms that hold code are opened.
+
+    Raises:
+        CheckpointError: if there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no folder {folder}. Give the folder that deploy.py wrote.")
+    try:
+        entries = read_manifest(folder)
+    except CheckpointError as error:
+        return [Check(MANIFEST_FILE, "failed", str(error))]
+    files = [_check_file(folder, name, entries.get(name)) for name in _names(folder, entries)]
+    wrong = {check.name for check in files if check.status == "failed"}
+    if wrong & {CONFIG_FILE, REPORT_FILE}:
+        return [*files, Check("forms", "skipped", "config.json and report.json are needed")]
+    try:
+        config, tolerances = read_config(folder), _tolerances(folder)
+        images = _images(folder, config)
+    except CheckpointError as error:
+        return [*files, Check("forms", "failed", str(error))]
+    forms = {str(entry.form) for entry in entries.values() if entry.form}
+    damaged = {str(entries[name].form) for name in wrong & entries.keys()}
+    comparison = _Comparison(folder, images, tolerances)
+    known = [form for form in map(get_format, list_formats()) if form.name in forms]
+    known.sort(key=lambda form: (form.file != WEIGHTS_FILE, form.lossy, form.executable))
+    return [
+        *files,
+        *(comparison.check(form, trust) for form in known if form.name not in damaged),
+        *(Check(name, "failed", _DAMAGED) for name in sorted(damaged & forms)),
+        *(Check(name, "skipped", _UNKNOWN) for name in sorted(forms - set(list_formats()))),
+    ]
+
+
+def _names(folder: Path, entries: Mapping[str, FileEntry]) -> list[str]:
+    return sorted({CONFIG_FILE, REPORT_FILE, *entries, *files_in(folder)})
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry | None) -> Check:
+    if entry is None:
+        return Check(name, "failed", f"{MANIFEST_FILE} does not list it")
+    is_known = entry.form in list_formats()
+    if is_known and get_format(str(entry.form)).executable != entry.executable:
+        return Check(name, "failed", f"marked executable: {entry.executable}, which is not so")
+    try:
+        check_file(folder, name, entry)
+    except CheckpointError as error:
+        return Check(name, "failed", str(error))
+    return Check(name, "passed", "holds code" if entry.executable else "")
+
+
+class _Comparison:
+    """Run forms on the same images, and compare each with the first one."""
+
+    def __init__(
+        self, folder: Path, images: tuple[Tensor, Tensor], tolerances: Mapping[str, float]
+    ) -> None:
+        self.folder, self.images, self.tolerances = folder, images, tolerances
+        self.reference: tuple[str, Tensor, float] | None = None
+
+    def check(self, form: Format, trust: bool) -> Check:
+        """Open a form, run it, and compare its scores."""
+        if form.file == WEIGHTS_FILE and not is_rebuildable(self.folder):
+            return Check(form.name, "skipped", "weights alone; no name rebuilds their network")
+        try:
+            opened = open_form(self.folder, form, trust=trust)
+            scores, others = (opened(images).double() for images in self.images)
+        except ConfigurationError as error:
+            return Check(form.name, "skipped", str(error))
+        except CheckpointError as error:
+            return Check(form.name, "failed", str(error))
+        if self.reference is None:
+            self.reference = (form.name, scores, min(rms(others - scores), rms(scores)) or 1.0)
+            return Check(form.name, "passed", "runs; the others are compared with it")
+        return self._compare(form, scores, *self.reference)
+
+    def _compare(
+        self, form: Format, scores: Tensor, name: str, expected: Tensor, scale: float
+    ) -> Check:
+        if scores.shape != expected.shape:
+            shapes = f"{tuple(scores.shape)} instead of {tuple(expected.shape)}"
+            return Check(form.name, "failed", f"gives scores of shape {shapes}")
+        found = rms(difference(scores, expected)) / scale
+        text = f"differs from {name} by {found:.2e}"
+        if form.lossy:
+            return Check(
+                form.name, "passed", f"{text}; quantized, judged by accuracy in the report"
+            )
+        allowed = self.tolerances.get(form.name, 0.0) + self.tolerances.get(name, 0.0)
+        verdict: Literal["passed", "failed"] = "passed" if found <= allowed else "failed"
+        return Check(form.name, verdict, f"{text}, allowed {allowed:.2e}")
+
+
+def _images(folder: Path, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Make two batches of seeded noise of the size and spread of normalised images.
+
+    Raises:
+        CheckpointError: if the configuration does not say how large images are.
+    """
+    size: Any = (config.get("preprocessing") or {}).get("input_size")
+    generator = torch.Generator().manual_seed(0)
+    try:
+        first, second = (torch.randn((_NUM_IMAGES, *size), generator=generator) for _ in range(2))
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} gives no size of images: preprocessing.input_size is {size!r}."
+        ) from error
+    return first, second
+
+
+def _tolerances(folder: Path) -> dict[str, float]:
+    """Read how far each form may be from the training form."""
+    path = folder / REPORT_FILE
+    try:
+        forms: Any = json.loads(path.read_text(encoding="utf-8"))["forms"]
+        return {name: float(form["tolerance"]) for name, form in forms.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} holds no tolerances of its forms: {type(error).__name__} {error}."
+        ) from error

@@ -1,0 +1,157 @@
+"""``manifest.json``: what an artifact was when it was written, so that a copy can be checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from repblocks.deployment.formats import Format
+from repblocks.errors import CheckpointError
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_VERSION = 1
+_AGAIN = "Copy the artifact again, or deploy the checkpoint again."
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of an artifact.
+
+    Args:
+        bytes: Its size.
+        sha256: Of its content.
+        form: The export format that wrote it, if one did.
+        executable: It holds code or a pickle, which runs when the file is opened.
+    """
+
+    bytes: int
+    sha256: str
+    form: str | None
+    executable: bool
+
+
+def describe_files(folder: Path, formats: Iterable[Format]) -> dict[str, Any]:
+    """Give the content of a manifest for all files that are in a folder.
+
+    Args:
+        folder: The artifact, complete.
+        formats: What is in it.
+    """
+    owners = {name: form for form in formats for name in form.files}
+    entries = {}
+    for name in files_in(folder):
+        path, form = folder / name, owners.get(PurePosixPath(name).parts[0])
+        written_by, executable = (form.name, form.executable) if form else (None, False)
+        entries[name] = FileEntry(path.stat().st_size, _sha256(path), written_by, executable)
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "files": {name: asdict(entry) for name, entry in entries.items()},
+    }
+
+
+def files_in(folder: Path) -> list[str]:
+    """List the files of an artifact by their paths in it, without the manifest."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    names = (path.relative_to(folder).as_posix() for path in found)
+    return sorted(name for name in names if name != MANIFEST_FILE)
+
+
+def read_manifest(folder: Path) -> dict[str, FileEntry]:
+    """Read the entries of the manifest.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or of another version, or names a file outside
+            of the folder.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.get("manifest_version")
+        files = content["files"] if version == MANIFEST_VERSION else {}
+        entries = {name: FileEntry(**entry) for name, entry in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"Cannot read {path}: {type(error).__name__} {error}. {_AGAIN}"
+        ) from error
+    if version != MANIFEST_VERSION:
+        raise CheckpointError(
+            f"{path} has version {version!r}; this version of repblocks reads {MANIFEST_VERSION}."
+        )
+    for name in entries:
+        _check_name(path, name)
+    return entries
+
+
+def check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """Check that a file is the one that was written.
+
+    Raises:
+        CheckpointError: if it is missing, is a link, or has another content.
+    """
+    path = folder / name
+    parts = [path, *path.parents]
+    linked = [one for one in parts[: parts.index(folder)] if one.is_symlink()]
+    if linked:
+        raise CheckpointError(
+            f"{linked[0]} is a link, and an artifact holds its files itself. Nothing was read. "
+            "Copy the folder with what its links point to: cp -rL."
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, and {MANIFEST_FILE} lists it. {_AGAIN}")
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise CheckpointError(
+            f"{path} is not the file that was written: it has {size} bytes instead of "
+            f"{entry.bytes}. {_AGAIN}"
+        )
+    found = _sha256(path)
+    if found != entry.sha256:
+        raise CheckpointError(
+            f"{path} is not the file that was written: its sha256 is {found[:12]}... instead of "
+            f"{str(entry.sha256)[:12]}... {_AGAIN}"
+        )
+
+
+def check_files(folder: Path, *names: str, form: str | None = None) -> None:
+    """Check some files against the manifest, if the artifact has one.
+
+    Args:
+        folder: The artifact.
+        names: Files that are about to be read.
+        form: The export format whose files are about to be read.
+
+    Raises:
+        CheckpointError: if one is not listed, or not the one that was written.
+    """
+    if not (folder / MANIFEST_FILE).exists():
+        return
+    entries = read_manifest(folder)
+    of_form = [name for name, entry in entries.items() if form and entry.form == form]
+    missing = [name for name in names if name not in entries]
+    missing += [f"the form {form!r}"] if form and not of_form else []
+    if missing:
+        raise CheckpointError(
+            f"{folder / MANIFEST_FILE} does not list {', '.join(missing)}. {_AGAIN}"
+        )
+    for name in (*names, *of_form):
+        check_file(folder, name, entries[name])
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse a name that leads out of the folder, or is none on some system."""
+    pure = PurePosixPath(name)
+    is_plain = name == pure.as_posix() and not pure.is_absolute() and ".." not in pure.parts
+    if not is_plain or any(c in name for c in "\0\\:") or name in ("", ".", MANIFEST_FILE):
+        raise CheckpointError(
+            f"{path} lists {name!r}, which is no file inside of the artifact. Nothing was read. "
+            "Do not use this artifact."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
