@@ -136,7 +136,7 @@ def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
     """
     if options != OnnxOptions() and "onnx" not in names:
         raise ConfigurationError(
-            "onnx_export.dynamic_size and onnx_export.pixels are about the format onnx, which is not "
+            "onnx_export.dynamic_size and onnx_export.pixels are about the format onnx, not "
             f"among the formats: {', '.join(names)}. Add it, or leave them out."
         )
 
