@@ -46,6 +46,7 @@ class TrainConfig:
     trainer: Node
     callbacks: Node
     logger: Node
+    quantization: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class DeployConfig:
     explain: bool
     data: Node
     block: Node
+    quantization: Node | None = None
     model: Node | None = None
 
 

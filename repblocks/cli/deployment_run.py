@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from repblocks.cli.building import build_quantization
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.folders import run_of
 from repblocks.cli.recorded_data import build_recorded_data
@@ -37,6 +38,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         data=_data(path, settings),
         formats=settings.formats,
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
+        quantization=build_quantization(settings.quantization),
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")

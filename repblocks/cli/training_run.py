@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from typing_extensions import override
 
-from repblocks.cli.building import build_data
+from repblocks.cli.building import build_data, build_quantization
 from repblocks.cli.composing import config_folder
 from repblocks.cli.folders import CHECKPOINTS, is_first_process, run_folder
 from repblocks.cli.parts import Parts, build_parts
@@ -146,7 +146,11 @@ def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
         # New data: that of training may be divided among processes.
         data = build_data(parts.settings["data"])
         report = deploy_checkpoint(
-            checkpoint, output / ARTIFACT, data=data, formats=parts.settings["formats"]
+            checkpoint,
+            output / ARTIFACT,
+            data=data,
+            formats=parts.settings["formats"],
+            quantization=build_quantization(parts.settings["quantization"]),
         )
         console.print(report.to_table())
         console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
-from repblocks.deployment.formats import Export, Format, check_formats
+from repblocks.deployment.formats import Export, Format, Run, check_formats
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantized_forms import check_images, write_quantized
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.deployment.written import written
+from repblocks.errors import ConfigurationError, VerificationError
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.recording import evaluation_copy
 from repblocks.folding.reference import Comparison, Reference
@@ -40,6 +43,8 @@ def deploy(
     blocks: Sequence[FoldedBlock] = (),
     note: str = "no validation data was given",
     fold: FoldReport | None = None,
+    calibration: Sequence[Tensor] = (),
+    quantization: QuantizationConfig | None = None,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -59,11 +64,15 @@ def deploy(
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
+        calibration: Typical batches of images, for formats that quantize.
+        quantization: How those formats do it; what they write is judged by its accuracy on
+            ``validation``, which is run through again for each of them.
 
     Raises:
-        VerificationError: if the folded network or a written form is another function.
-        ConfigurationError: if ``output`` cannot be written, a format is unknown, or the example is
-            not a float32 batch.
+        VerificationError: if the folded network or a written form is another function, or a
+            quantized form loses more accuracy than it may.
+        ConfigurationError: if ``output`` cannot be written, a format is unknown, the example is
+            not a float32 batch, or a format that quantizes has no images to be made or judged with.
         RepblocksError: if a form cannot be written.
     """
     chosen = check_formats(formats)
@@ -72,6 +81,8 @@ def deploy(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
             f"{tuple(example_input.shape)}."
         )
+    if any(form.lossy for form in chosen):
+        check_images(calibration, validation, note)
     with staged(Path(output)) as folder:
         before, after = evaluation_copy(training_form).cpu(), evaluation_copy(folded).cpu()
         verification = verify(before, after, example_input)
@@ -80,7 +91,15 @@ def deploy(
         write_config(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
-        forms = _write_formats(chosen, before, after, example_input, folder)
+        export = Export(
+            after,
+            _cycle(example_input, _EXPORT_BATCH_SIZE),
+            folder,
+            calibration,
+            quantization or QuantizationConfig(),
+        )
+        forms = _write_exact(chosen, before, export, example_input)
+        quantized = write_quantized(chosen, export, validation or ())
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -95,30 +114,28 @@ def deploy(
             versions=_versions(),
             measured=_measure(before, after, example_input),
             fold=fold,
+            quantization=quantized,
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     return report
 
 
-def _write_formats(
-    formats: Sequence[Format], before: nn.Module, after: nn.Module, images: Tensor, folder: Path
+def _write_exact(
+    formats: Sequence[Format], before: nn.Module, export: Export, images: Tensor
 ) -> dict[str, Comparison]:
-    """Write each form, load it from its file and keep its worst comparison."""
+    """Write each exact form, load it from its file and keep its worst comparison."""
     references = [Reference(before, _cycle(images, n), images.dtype) for n in _BATCH_SIZES]
     compared = {}
     for form in formats:
-        try:
-            form.write(Export(after, _cycle(images, _EXPORT_BATCH_SIZE), folder))
-            run = form.read(folder, after)
-        except Exception as error:  # exporters and runtimes raise classes of their own
-            raise RepblocksError(f"{form.file} could not be written: {error}") from error
-        found = [_compare(form, run, reference) for reference in references]
-        compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
+        if not form.lossy:
+            run = written(form, export)
+            found = [_compare(form, run, reference) for reference in references]
+            compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
     return compared
 
 
-def _compare(form: Format, run: Any, reference: Reference) -> Comparison:
+def _compare(form: Format, run: Run, reference: Reference) -> Comparison:
     """Run a written form on a reference's input.
 
     Raises:

@@ -10,6 +10,11 @@ from rich.table import Table
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.cost import Cost
+from repblocks.deployment.quantization.report import (
+    FORM_HEADER,
+    LAYER_HEADER,
+    QuantizationReport,
+)
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
@@ -40,6 +45,7 @@ class DeploymentReport:
         versions: Of the packages that wrote the artifact.
         measured: Latencies in milliseconds; the only part that another run does not repeat.
         fold: What became of a network that was folded as a whole, and what was left.
+        quantization: What became of the quantized forms, or None if there are none.
     """
 
     model: Mapping[str, Any]
@@ -54,6 +60,7 @@ class DeploymentReport:
     versions: Mapping[str, str]
     measured: Mapping[str, Any]
     fold: FoldReport | None = None
+    quantization: QuantizationReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -72,6 +79,7 @@ class DeploymentReport:
             self._verdict(),
             _PROOF,
             _markdown(("form", "difference", "allowed"), self._proof_rows()),
+            *self._quantized_sections(),
             _markdown(("file", "size"), self._file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
@@ -88,6 +96,10 @@ class DeploymentReport:
         table.add_section()
         for form, difference, allowed in self._proof_rows():
             table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
+        if self.quantization:
+            table.add_section()
+            for name, before, after, _ in self.quantization.form_rows():
+                table.add_row(f"{name}: top-1", f"{before} in float32", after)
         table.add_section()
         for file, size in self._file_rows():
             table.add_row(file, "", size)
@@ -122,6 +134,14 @@ class DeploymentReport:
     def _proof_rows(self) -> Rows:
         proofs = {"folded": self.verification, **self.forms}
         return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
+
+    def _quantized_sections(self) -> list[str]:
+        if self.quantization is None:
+            return []
+        return [
+            _markdown(FORM_HEADER, self.quantization.form_rows()),
+            _markdown(LAYER_HEADER, self.quantization.layer_rows()),
+        ]
 
     def _file_rows(self) -> Rows:
         return [(file, _readable(size)) for file, size in self.sizes.items()]

@@ -24,7 +24,8 @@ THIS_MACHINE = str(Path(__file__).parents[2]).encode()
 
 
 def test_the_formats_are_known_by_name() -> None:
-    assert sorted(list_formats()) == ["onnx", "pt2", "safetensors"]
+    quantized = ["onnx_int8", "openvino_int8"]
+    assert sorted(list_formats()) == ["onnx", *quantized, "pt2", "safetensors"]
     message = "Unknown export format 'onx'. Did you mean 'onnx'"
     with pytest.raises(UnknownNameError, match=message):
         get_format("onx")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from repblocks.deployment.quantization.options import QuantizationConfig
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 Run = Callable[[Tensor], Tensor]
@@ -23,12 +24,14 @@ class Export:
         folder: Where to.
         calibration: Normalised batches like ``example`` that are typical of the network's images,
             for formats that quantize; empty if there are none.
+        quantization: How those formats do it.
     """
 
     model: nn.Module
     example: Tensor
     folder: Path
     calibration: Sequence[Tensor] = ()
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
 
 @dataclass(frozen=True)
