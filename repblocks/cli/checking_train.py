@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from repblocks.cli.building import build_quantization
 from repblocks.cli.checking import Parameters, parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.composing import plain
@@ -27,6 +28,8 @@ def check_train(config: DictConfig) -> None:
     check_network(plain(config, resolve=False), parameters_of(TrainConfig), nodes)
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
+        node = config.get("quantization")
+        build_quantization(None if node is None else plain(node, resolve=True))
 
 
 def _trainer_parameters() -> Parameters:

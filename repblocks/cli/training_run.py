@@ -150,7 +150,7 @@ def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
             output / ARTIFACT,
             data=data,
             formats=parts.settings["formats"],
-            quantization=build_quantization(parts.settings["quantization"]),
+            quantization=build_quantization(parts.settings.get("quantization")),
         )
         console.print(report.to_table())
         console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def write(export: Export) -> None:
     model = prepared(export.model, export.calibration, export.quantization)
     with tempfile.TemporaryDirectory() as name, silence():
         folder = Path(name)
-        float_onnx.write(replace(export, model=model, folder=folder))
+        float_onnx.write(Export(model, export.example, folder))
         ort.quant_pre_process(folder / float_onnx.FILE, folder / "prepared.onnx")
         ort.quantize_static(
             folder / "prepared.onnx",

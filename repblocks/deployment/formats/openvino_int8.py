@@ -37,7 +37,7 @@ def write(export: Export) -> None:
     model = prepared(export.model, export.calibration, replace(config, correct_bias=False))
     overflow = nncf.OverflowFix.ENABLE if config.half_range else nncf.OverflowFix.DISABLE
     with tempfile.TemporaryDirectory() as name, silence():
-        float_onnx.write(replace(export, model=model, folder=Path(name)))
+        float_onnx.write(Export(model, export.example, Path(name)))
         quantized = nncf.quantize(
             openvino.Core().read_model(Path(name) / float_onnx.FILE),
             nncf.Dataset([batch.numpy() for batch in export.calibration]),
