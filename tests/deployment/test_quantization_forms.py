@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def test_a_checkpoint_brings_its_images(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "nncf", None)
+    monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(RepblocksError, match=r'needs nncf\. .*uv add "repblocks\[nncf\]"'):
         deploy_int8(tmp_path / "artifact", formats=["openvino_int8"])
 
