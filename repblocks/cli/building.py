@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from repblocks.data import ImageDataModule
+from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.errors import ConfigurationError, RepblocksError
 
 
@@ -68,3 +69,19 @@ def build_data(node: Mapping[str, Any]) -> ImageDataModule:
             f"data._target_ must be an ImageDataModule, got {type(data).__name__}."
         )
     return data
+
+
+def build_quantization(node: Mapping[str, Any] | None) -> QuantizationConfig | None:
+    """Build what says how to quantize; without a node it is what the library does.
+
+    Raises:
+        ConfigurationError: if the node describes something else.
+    """
+    if node is None:
+        return None
+    config = build("quantization", node)
+    if not isinstance(config, QuantizationConfig):
+        raise ConfigurationError(
+            f"quantization._target_ must be a QuantizationConfig, got {type(config).__name__}."
+        )
+    return config

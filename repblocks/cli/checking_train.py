@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from repblocks.cli.building import build
+from repblocks.cli.building import build, build_quantization
 from repblocks.cli.checking import Parameters, parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.composing import plain
@@ -29,6 +29,8 @@ def check_train(config: DictConfig) -> None:
     if config.deploy and config.mode == "train":
         check_formats(config.formats)
         check_onnx(config.formats, build("onnx_export", plain(config.onnx_export, resolve=True)))
+        node = config.get("quantization")
+        build_quantization(None if node is None else plain(node, resolve=True))
 
 
 def _trainer_parameters() -> Parameters:

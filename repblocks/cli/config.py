@@ -48,6 +48,7 @@ class TrainConfig:
     trainer: Node
     callbacks: Node
     logger: Node
+    quantization: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class DeployConfig:
     onnx_export: Node
     data: Node
     block: Node
+    quantization: Node | None = None
     model: Node | None = None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from repblocks.cli.building import build
+from repblocks.cli.building import build, build_quantization
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.folders import run_of
 from repblocks.cli.recorded_data import build_recorded_data
@@ -39,6 +39,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         formats=settings.formats,
         onnx=build("onnx_export", settings.onnx_export),
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
+        quantization=build_quantization(settings.quantization),
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")

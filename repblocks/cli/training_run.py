@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from typing_extensions import override
 
-from repblocks.cli.building import build, build_data
+from repblocks.cli.building import build, build_data, build_quantization
 from repblocks.cli.composing import config_folder
 from repblocks.cli.folders import CHECKPOINTS, is_first_process, run_folder
 from repblocks.cli.parts import Parts, build_parts
@@ -151,6 +151,7 @@ def _finish(parts: Parts, result: TrainingResult, output: Path) -> None:
             data=data,
             formats=parts.settings["formats"],
             onnx=build("onnx_export", parts.settings["onnx_export"]),
+            quantization=build_quantization(parts.settings.get("quantization")),
         )
         console.print(report.to_table())
         console.print(f"Checkpoint: {checkpoint}\nArtifact: {output / ARTIFACT}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+Form = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,13 @@ class Agreement:
 
 
 def compare_predictions(
-    training_form: nn.Module, folded: nn.Module, validation: Iterable[tuple[Tensor, Tensor]]
+    training_form: Form, folded: Form, validation: Iterable[tuple[Tensor, Tensor]]
 ) -> Agreement | None:
     """Classify the validation images with both forms.
 
     Args:
-        training_form: In evaluation mode.
-        folded: In evaluation mode.
+        training_form: In evaluation mode, or a written form.
+        folded: The other one.
         validation: Batches of images ``(N, C, H, W)`` and class numbers ``(N,)``.
 
     Returns:

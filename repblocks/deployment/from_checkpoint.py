@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from repblocks.data import ImageDataModule
-from repblocks.deployment.formats import OnnxOptions
+from repblocks.deployment.formats import OnnxOptions, check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantization.calibration import calibration_batches
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -31,6 +33,7 @@ def deploy_checkpoint(
     formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
     model_options: Mapping[str, Any] | None = None,
     onnx: OnnxOptions | None = None,
+    quantization: QuantizationConfig | None = None,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -43,12 +46,14 @@ def deploy_checkpoint(
         model_options: Arguments of the network that change the deployed form, over the
             checkpoint's.
         onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
+        quantization: How formats that quantize do it; they need ``data``.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
         VerificationError: if the folded network or a written form is another function.
         ConfigurationError: if the network takes no such option, the data has other classes or is
-            prepared in another way than in training, or ``output`` cannot be written.
+            prepared in another way than in training, has no images for a format that needs them,
+            or ``output`` cannot be written.
     """
     checkpoint = read_checkpoint(path)
     _check_options(checkpoint.model_name, model_options or {})
@@ -57,6 +62,8 @@ def deploy_checkpoint(
     load_weights(training_form, checkpoint.state_dict, new_head=False)
     training_form.eval()
     validation, note = _validation_batches(data, checkpoint)
+    config = quantization or QuantizationConfig()
+    quantizes = any(form.lossy for form in check_formats(formats))
     example = _example(checkpoint)
     folded = fold_network(training_form, checkpoint.model_name, arguments, example)
     return deploy(
@@ -76,6 +83,8 @@ def deploy_checkpoint(
         note=note,
         fold=folded.report,
         onnx=onnx,
+        calibration=calibration_batches(data, config) if quantizes else (),
+        quantization=config,
     )
 
 

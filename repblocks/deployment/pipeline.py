@@ -22,6 +22,8 @@ from repblocks.deployment.formats import (
 from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
 from repblocks.deployment.provenance import code_state, versions
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantized_forms import check_images, write_quantized
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
@@ -47,6 +49,8 @@ def deploy(
     note: str = "no validation data was given",
     fold: FoldReport | None = None,
     onnx: OnnxOptions | None = None,
+    calibration: Sequence[Tensor] = (),
+    quantization: QuantizationConfig | None = None,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -68,11 +72,15 @@ def deploy(
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
         onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
+        calibration: Typical batches of images, for formats that quantize.
+        quantization: How those formats do it; what they write is judged by its accuracy on
+            ``validation``, which is run through again for each of them.
 
     Raises:
-        VerificationError: if the folded network or a written form is another function.
-        ConfigurationError: if ``output`` cannot be written, a format is unknown, or the example is
-            not a float32 batch.
+        VerificationError: if the folded network or a written form is another function, or a
+            quantized form loses more accuracy than it may.
+        ConfigurationError: if ``output`` cannot be written, a format is unknown, the example is
+            not a float32 batch, or a format that quantizes has no images to be made or judged with.
         RepblocksError: if a form cannot be written.
     """
     chosen = check_formats(formats)
@@ -83,6 +91,8 @@ def deploy(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
             f"{tuple(example_input.shape)}."
         )
+    if any(form.lossy for form in chosen):
+        check_images(calibration, validation, note)
     with staged(Path(output)) as folder:
         before, after = evaluation_copy(training_form).cpu(), evaluation_copy(folded).cpu()
         verification = verify(before, after, example_input)
@@ -91,9 +101,17 @@ def deploy(
         write_config(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
-        export = Export(after, _cycle(example_input, _EXPORT_BATCH_SIZE), folder, onnx=options)
+        export = Export(
+            after,
+            _cycle(example_input, _EXPORT_BATCH_SIZE),
+            folder,
+            calibration,
+            onnx=options,
+            quantization=quantization or QuantizationConfig(),
+        )
         batches = [_cycle(example_input, n) for n in _BATCH_SIZES]
         forms = write_exact(chosen, before, export, batches)
+        quantized = write_quantized(chosen, export, validation or ())
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -109,6 +127,7 @@ def deploy(
             measured=_measure(before, after, example_input),
             fold=fold,
             not_run=tuple(form.name for form in chosen if form.check),
+            quantization=quantized,
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")

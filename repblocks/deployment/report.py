@@ -10,6 +10,11 @@ from rich.table import Table
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.cost import Cost
+from repblocks.deployment.quantization.report import (
+    FORM_HEADER,
+    LAYER_HEADER,
+    QuantizationReport,
+)
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
@@ -41,6 +46,7 @@ class DeploymentReport:
         measured: Latencies in milliseconds; the only part that another run does not repeat.
         fold: What became of a network that was folded as a whole, and what was left.
         not_run: Forms that nothing on this machine runs, so that only their contents were checked.
+        quantization: What became of the quantized forms, or None if there are none.
     """
 
     model: Mapping[str, Any]
@@ -56,6 +62,7 @@ class DeploymentReport:
     measured: Mapping[str, Any]
     fold: FoldReport | None = None
     not_run: tuple[str, ...] = ()
+    quantization: QuantizationReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -75,6 +82,7 @@ class DeploymentReport:
             _PROOF,
             _markdown(("form", "difference", "allowed"), self._proof_rows()),
             self._unproven(),
+            *self._quantized_sections(),
             _markdown(("file", "size"), self._file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
@@ -91,6 +99,10 @@ class DeploymentReport:
         table.add_section()
         for form, difference, allowed in self._proof_rows():
             table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
+        if self.quantization:
+            table.add_section()
+            for name, before, after, _ in self.quantization.form_rows():
+                table.add_row(f"{name}: top-1", f"{before} in float32", after)
         table.add_section()
         for file, size in self._file_rows():
             table.add_row(file, "", size)
@@ -130,6 +142,14 @@ class DeploymentReport:
         """Say which forms were not run."""
         forms = ", ".join(self.not_run)
         return f"Not run, as nothing here runs it, but checked part by part: {forms}." * bool(forms)
+
+    def _quantized_sections(self) -> list[str]:
+        if self.quantization is None:
+            return []
+        return [
+            _markdown(FORM_HEADER, self.quantization.form_rows()),
+            _markdown(LAYER_HEADER, self.quantization.layer_rows()),
+        ]
 
     def _file_rows(self) -> Rows:
         return [(file, _readable(size)) for file, size in self.sizes.items()]

@@ -4,7 +4,9 @@ from repblocks.deployment.formats import aoti as aoti
 from repblocks.deployment.formats import coreml as coreml
 from repblocks.deployment.formats import executorch as executorch
 from repblocks.deployment.formats import onnx as onnx
+from repblocks.deployment.formats import onnx_int8 as onnx_int8
 from repblocks.deployment.formats import openvino as openvino
+from repblocks.deployment.formats import openvino_int8 as openvino_int8
 from repblocks.deployment.formats import pt2 as pt2
 from repblocks.deployment.formats import safetensors as safetensors
 from repblocks.deployment.formats import tensorrt as tensorrt

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from repblocks.deployment.formats._needs import missing
+from repblocks.deployment.quantization.options import QuantizationConfig
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 Run = Callable[[Tensor], Tensor]
@@ -39,6 +40,7 @@ class Export:
         calibration: Normalised batches like ``example`` that are typical of the network's images,
             for formats that quantize; empty if there are none.
         onnx: What ``model.onnx`` is to take.
+        quantization: How those formats do it.
     """
 
     model: nn.Module
@@ -46,6 +48,7 @@ class Export:
     folder: Path
     calibration: Sequence[Tensor] = ()
     onnx: OnnxOptions = OnnxOptions()
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
 
 def _all(_export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:

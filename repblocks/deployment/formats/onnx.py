@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from repblocks.deployment.formats._onnx_file import check_self_contained
 from repblocks.deployment.formats._pixels import Normalise, normalisation
 from repblocks.deployment.formats._program import export_program, silence
 from repblocks.deployment.formats._registry import Export, Format, Run, register_format
+from repblocks.deployment.formats._session import callable_of, open_session
 from repblocks.errors import ConfigurationError
 
 FILE = "model.onnx"
@@ -54,22 +54,12 @@ def write(export: Export) -> None:
 
 def read(folder: Path, _model: nn.Module) -> Run:
     """Open the file in ONNX Runtime on the CPU; one that takes pixels is given those of images."""
-    import onnxruntime
-
-    check_self_contained(folder / FILE)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        folder / FILE, options, providers=["CPUExecutionProvider"]
-    )
-    taken = session.get_inputs()[0]
-    normalise = normalisation(folder, taken.shape[3]) if taken.type == "tensor(uint8)" else None
-
-    def run(x: Tensor) -> Tensor:
-        given = normalise.pixels(x.cpu()) if normalise else x.cpu()
-        return torch.from_numpy(session.run(["output"], {"input": given.numpy()})[0])
-
-    return run
+    session = open_session(folder / FILE)
+    run, taken = callable_of(session), session.get_inputs()[0]
+    if taken.type != "tensor(uint8)":
+        return run
+    normalise = normalisation(folder, taken.shape[3])
+    return lambda x: run(normalise.pixels(x.cpu()))
 
 
 def inputs(export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -1,0 +1,188 @@
+"""Quantized forms: written, loaded, run, and judged by their accuracy."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from deployment_nets import DESCRIPTION, images, trained_net, write_checkpoint
+from rich.console import Console
+from torch import Tensor
+
+from repblocks.data import SyntheticDataModule
+from repblocks.deployment.accuracy import Agreement
+from repblocks.deployment.formats import Export, get_format
+from repblocks.deployment.from_checkpoint import deploy_checkpoint
+from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantization.report import check_drop
+from repblocks.deployment.report import DeploymentReport
+from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.folding.switch import fold_blocks
+
+Deployed = tuple[Path, DeploymentReport]
+CONFIG = QuantizationConfig(images=48, largest_drop=5.0)
+
+
+def calibration() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    return [torch.randn(24, 3, 12, 12, generator=generator) for _ in range(2)]
+
+
+def labelled() -> list[tuple[Tensor, Tensor]]:
+    """Images with the classes that the network gives them: in float32 it is always right."""
+    model = trained_net()
+    x = torch.randn(200, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return [(part, model(part).argmax(1)) for part in x.split(50)]
+
+
+def deploy_int8(output: Path, **changes: Any) -> DeploymentReport:
+    model = trained_net()
+    folded, blocks = fold_blocks(model)
+    options: dict[str, Any] = {
+        "description": DESCRIPTION,
+        "example_input": images(),
+        "formats": ["safetensors", "onnx_int8"],
+        "blocks": blocks,
+        "validation": labelled(),
+        "calibration": calibration(),
+        "quantization": CONFIG,
+    }
+    return deploy(model, folded, output=output, **{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    output = tmp_path_factory.mktemp("quantized") / "artifact"
+    return output, deploy_int8(output)
+
+
+def test_the_written_form_is_about_as_accurate(quantized: Deployed) -> None:
+    output, report = quantized
+    assert report.quantization is not None
+    found = report.quantization.forms["onnx_int8"]
+    assert (found.num_images, found.training_top1) == (200, 1.0)
+    assert 0.95 <= found.deployed_top1 == 1 - found.num_differing / 200
+    assert list(report.forms) == ["safetensors"]
+    assert report.sizes["model_int8.onnx"] == (output / "model_int8.onnx").stat().st_size
+    run = get_format("onnx_int8").read(output, trained_net())
+    for count in (1, 5):
+        with torch.no_grad():
+            expected = trained_net()(images(count))
+        error = (run(images(count)) - expected).square().mean() / expected.square().mean()
+        assert 1e-8 < error < 0.05**2
+
+
+def test_weights_and_activations_are_integers(quantized: Deployed) -> None:
+    graph = onnx.load(quantized[0] / "model_int8.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Conv") == 2
+    assert kinds.count("DequantizeLinear") >= 6
+    weights = [t for t in graph.initializer if "weight_quantized" in t.name and len(t.dims) == 4]
+    scales = [t for t in graph.initializer if "weight_scale" in t.name]
+    assert {onnx.TensorProto.INT8} == {t.data_type for t in weights}
+    assert sorted(t.dims[0] for t in scales) == [7, 8, 8], "a scale for each channel"
+    values = [onnx.numpy_helper.to_array(t) for t in weights]
+    assert max(abs(int(v.min())) for v in values) <= 64 >= max(int(v.max()) for v in values)
+
+
+def test_the_report_says_what_each_layer_loses(quantized: Deployed) -> None:
+    output, report = quantized
+    saved = json.loads((output / "report.json").read_text(encoding="utf-8"))["quantization"]
+    assert saved["config"]["images"] == saved["num_images"] == 48
+    assert [layer["path"] for layer in saved["layers"]] == ["body.0.conv", "body.1.conv", "head"]
+    assert sum(layer["error_share"] for layer in saved["layers"]) == pytest.approx(1.0)
+    page = (output / "report.md").read_text(encoding="utf-8")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.to_table())
+    top1 = f"{saved['forms']['onnx_int8']['deployed_top1']:.2%}"
+    assert f"| onnx_int8 | 100.00% | {top1} |" in page
+    assert "| body.1.conv |" in page
+    assert top1 in console.export_text()
+
+
+def test_the_same_images_give_the_same_bytes(quantized: Deployed, tmp_path: Path) -> None:
+    report = deploy_int8(tmp_path / "artifact")
+    first, second = (p / "model_int8.onnx" for p in (quantized[0], tmp_path / "artifact"))
+    assert first.read_bytes() == second.read_bytes()
+    assert report.quantization == quantized[1].quantization
+
+
+def test_a_loss_past_the_limit_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = [(x, (y + 1) % 7 if i else y) for i, (x, y) in enumerate(labelled())]
+    config = replace(CONFIG, largest_drop=0.5)
+    form = replace(get_format("safetensors"), lossy=True, read=lambda *_: lambda x: -x[:, 0, 0, :7])
+    monkeypatch.setattr("repblocks.deployment.pipeline.check_formats", lambda _names: [form])
+    with pytest.raises(VerificationError, match=r"model.safetensors has a top-1 of .* float32 25"):
+        deploy_int8(tmp_path / "artifact", validation=wrong, quantization=config)
+    assert list(tmp_path.iterdir()) == []
+    report = deploy_int8(
+        tmp_path / "artifact", validation=wrong, quantization=replace(config, largest_drop=None)
+    )
+    assert report.quantization is not None
+
+
+def test_the_limit_is_in_points() -> None:
+    found = Agreement(1000, 9, 0.905, 1.0, 0.9, 1.0)
+    check_drop("x", found, 0.5)
+    check_drop("x", found, None)
+    message = r"top-1 of 90.00% on 1000 .* 90.50%: it loses 0.50 points, and 0.4 are allowed"
+    with pytest.raises(VerificationError, match=message):
+        check_drop("x", found, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibration": []}, "measures its ranges on images, and there are 0"),
+        ({"calibration": [torch.zeros(0, 3, 12, 12)]}, "and there are 0"),
+        ({"validation": None, "note": "no data is at x"}, "its accuracy, but no data is at x"),
+        ({"validation": []}, "model_int8.onnx cannot be judged on 0 validation images"),
+    ],
+)
+def test_no_images_leave_nothing_behind(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        deploy_int8(tmp_path / "artifact", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_brings_its_images(tmp_path: Path) -> None:
+    data = SyntheticDataModule(num_classes=7, image_size=12, train_size=40, val_size=40)
+    about = {"preprocessing": data.preprocessing, "class_names": list(data.class_names)}
+    path = write_checkpoint(tmp_path / "best.ckpt", trained_net(), **about)
+    config = QuantizationConfig(images=30, largest_drop=None)
+    report = deploy_checkpoint(
+        path, tmp_path / "a", data=data, formats=["onnx_int8"], quantization=config
+    )
+    assert report.quantization is not None
+    assert report.quantization.num_images == 30
+    assert report.quantization.forms["onnx_int8"].num_images == 40
+    with pytest.raises(ConfigurationError, match="no data was given"):
+        deploy_checkpoint(path, tmp_path / "b", formats=["onnx_int8"])
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("half_range", [True, False])
+def test_openvino(tmp_path: Path, half_range: bool) -> None:
+    config = replace(CONFIG, half_range=half_range)
+    form, model = get_format("openvino_int8"), fold_blocks(trained_net())[0]
+    form.write(Export(model, images(3), tmp_path, calibration(), quantization=config))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model_int8.bin", "model_int8.xml"]
+    assert 'element_type="i8"' in (tmp_path / "model_int8.xml").read_text(encoding="utf-8")
+    run = form.read(tmp_path, model)
+    with torch.no_grad():
+        expected = model(images(5))
+    error = (run(images(5)) - expected).square().mean() / expected.square().mean()
+    assert 1e-8 < error < 0.05**2
