@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.report import check_drop
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.errors import ConfigurationError, VerificationError
 from repblocks.folding.switch import fold_blocks
 
 Deployed = tuple[Path, DeploymentReport]
