@@ -60,6 +60,8 @@ class DeployConfig:
     data: Node
     block: Node
     model: Node | None = None
+    onnx: str | None = None
+    onnx_shape: list[int] | dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""From a folded torch module back to ONNX nodes: the new layers, and the other nodes as they were.
+"""From a folded torch module back to ONNX nodes: new layers, and the other nodes as they were.
 
-Names are given afterwards (:mod:`repblocks.deployment.onnx_fold.naming`): here a value is an object.
+Values are objects here; :mod:`repblocks.deployment.onnx_fold.writing` gives them names.
 """
 
 from __future__ import annotations
@@ -184,16 +184,12 @@ class _Inside(fx.Interpreter):
             raise RepblocksError(f"There is no ONNX node for {target} in a folded graph.")
         return args[0][args[1]]
 
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Refuse: the graphs have no methods."""
-        raise RepblocksError(f"There is no ONNX node for {target} in a folded graph.")
-
 
 def _part(module: nn.Module, args: Sequence[Any]) -> Any:
     """Put off a part of a node until the node is known to stay."""
     if isinstance(module, Binary):
         return Partial(tuple(term for one in args for term in _terms(one)))
-    sides = [int(side) for side in module.padding]  # type: ignore[arg-type,union-attr] # a ZeroPad
+    sides = [int(side) for side in module.padding]  # type: ignore[union-attr] # a ZeroPad
     return Padded(args[0], tuple(sides[::2][::-1]), tuple(sides[1::2][::-1]))
 
 

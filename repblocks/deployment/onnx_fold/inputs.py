@@ -14,7 +14,7 @@ from repblocks.errors import ConfigurationError
 #: Sizes for each input, or for the only one.
 Shapes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16,
@@ -102,7 +102,8 @@ def _spec(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> Spec:
             f"Input {value.name!r} of the ONNX graph must be a tensor of {known}, got "
             f"{kind if value.type.HasField('tensor_type') else 'something else'}."
         )
-    dims = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+    dims: list[int | None] = [d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim]
+    sizes: tuple[int | None, ...] = tuple(dims)
     if given is not None:
         sizes = _filled(value.name, dims, given, is_ranked=tensor.HasField("shape"))
     elif not tensor.HasField("shape") or any(size is None for size in dims[1:]):
@@ -112,8 +113,6 @@ def _spec(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> Spec:
             "it at with onnx_shape, for example onnx_shape=[1,3,224,224]; the written file keeps "
             "them free."
         )
-    else:
-        sizes = tuple(dims)
     has_free_batch = bool(dims) and dims[0] is None
     return Spec(value.name, sizes, _DTYPES[tensor.elem_type], has_free_batch)
 

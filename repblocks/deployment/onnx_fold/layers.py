@@ -58,13 +58,15 @@ def _conv_transpose(node: Node) -> nn.Module:
     pads = _pads(node, [1] * ndim, stride, dilation)
     if pads[:ndim] != pads[ndim:]:
         raise NotFoldable("It is padded more on one side than on the other.")
-    conv = _TRANSPOSED[ndim - 1](
+    conv = _TRANSPOSED[
+        ndim - 1
+    ](
         weight.shape[0],
         weight.shape[1] * groups,
         tuple(weight.shape[2:]),  # type: ignore[arg-type]
         stride,  # type: ignore[arg-type]
         pads[:ndim],  # type: ignore[arg-type]
-        tuple(node.options.get("output_padding", [0] * ndim)),  # type: ignore[arg-type]
+        tuple(node.options.get("output_padding", [0] * ndim)),
         groups,
         dilation=dilation,  # type: ignore[arg-type]
         device="meta",
@@ -74,8 +76,8 @@ def _conv_transpose(node: Node) -> nn.Module:
 
 def _fill(layer: nn.Module, weight: Tensor, node: Node) -> nn.Module:
     bias = node.constant(2)
-    layer.weight = nn.Parameter(weight)
-    layer.bias = None if bias is None else nn.Parameter(node.tensor(2))
+    layer.register_parameter("weight", nn.Parameter(weight))
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(node.tensor(2)))
     return layer
 
 
@@ -142,7 +144,8 @@ def _matmul(node: Node) -> nn.Module:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    layer = nn.Linear(*reversed(weight.shape), bias is not None, device="meta")
+    channels_out, channels_in = weight.shape
+    layer = nn.Linear(channels_in, channels_out, bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.contiguous())
     layer.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
     return layer

@@ -99,7 +99,9 @@ def _slice(node: Node) -> nn.Module:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if step < 1:
             raise NotFoldable("It reverses an axis.")
-        items[axis] = slice(start or None, None if end >= last else end, None if step == 1 else step)
+        items[axis] = slice(
+            start or None, None if end >= last else end, None if step == 1 else step
+        )
     return Slice(items)
 
 

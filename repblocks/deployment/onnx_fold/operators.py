@@ -62,10 +62,7 @@ class Node:
 
     def integers(self, name: str, place: int, since: int) -> list[int] | None:
         """Return integers that are an attribute, or an input since a version; None if left out."""
-        if self.opset < since:
-            found = self.options.get(name)
-        else:
-            found = self.constant(place)
+        found = self.options.get(name) if self.opset < since else self.constant(place)
         return None if found is None else [int(one) for one in np.ravel(found)]
 
     @property

@@ -43,7 +43,7 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # it has none
 
     try:
         model = onnx.load(path, load_external_data=False)

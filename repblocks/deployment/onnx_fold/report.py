@@ -15,6 +15,11 @@ from repblocks.deployment.onnx_fold.proving import Proof
 from repblocks.deployment.onnx_fold.translating import Kept
 from repblocks.folding.fold_report import FoldReport
 
+_PROOF = (
+    "Difference from a float64 run of the original graph, RMS relative to the part of the output "
+    "that depends on the input:"
+)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -77,8 +82,7 @@ class OnnxReport:
         sections = [
             f"# {self.source}",
             _markdown(("", "original", "folded"), self._rows()),
-            f"Both files were run in {self.runtime}. Difference from a float64 run of the original "
-            "graph, RMS relative to the part of the output that depends on the input:",
+            f"Both files were run in {self.runtime}. {_PROOF}",
             _markdown(("input", "original", "folded", "allowed"), self._proof_rows()),
             _markdown(("kept as it is", "operator", "reason"), kept) if kept else "",
             self.fold.to_markdown(),

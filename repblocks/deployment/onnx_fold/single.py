@@ -57,6 +57,7 @@ class Operator:
         return self
 
     def __call__(self, *inputs: Any) -> Any:
+        """Run the node, or let torch.fx write the call down."""
         if has_torch_function(inputs):
             return handle_torch_function(self, inputs, *inputs)
         dtype = next((x.dtype for x in inputs if x.is_floating_point()), None)
@@ -139,13 +140,12 @@ def _retype(graph: onnx.GraphProto, old: int, new: int) -> None:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == old:
             value.type.tensor_type.elem_type = new
-    del graph.value_info[:]
+    graph.ClearField("value_info")
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name in _TYPES and attribute.i == old:
                 attribute.i = new
-            if attribute.HasField("t"):
-                _retype_tensor(attribute.t, old, new)
+            _retype_tensor(attribute.t, old, new)
         for inner in graphs_of(node):
             _retype(inner, old, new)
 

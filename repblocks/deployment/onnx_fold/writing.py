@@ -64,7 +64,10 @@ class _Names:
                 again.append(helper.make_node("Identity", [value.name], [name]))
             self._given.add(name)
             value.name = value.name or name
-        old, new = [one for one in emitted if not one.is_new], [one for one in emitted if one.is_new]
+        old, new = (
+            [one for one in emitted if not one.is_new],
+            [one for one in emitted if one.is_new],
+        )
         for name, value in (item for one in old for item in one.gives.items()):
             self._name(value, name)
         for name, value in (item for one in old for item in one.reads.items()):
