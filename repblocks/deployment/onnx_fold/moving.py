@@ -107,23 +107,16 @@ def _slice(node: Node) -> nn.Module:
 
 @translates("Reshape")
 def _reshape(node: Node) -> nn.Module:
-    wanted = None if node.inputs[1:] and node.inputs[1] is not None else node.constant(1)
-    if wanted is None:
-        return _as_inferred(node)
-    sizes = [int(size) for size in wanted]
-    is_copied = not node.options.get("allowzero", 0)
-    return Reshape(sizes, {i: i for i, size in enumerate(sizes) if is_copied and size == 0})
-
-
-def _as_inferred(node: Node) -> nn.Module:
-    """Return the reshape to a computed shape, of which at most one size stays unknown."""
+    """Return a reshape whose sizes are numbers wherever they are the same for all inputs."""
     if node.shape is None:
         raise NotFoldable("Its shape is computed.")
-    read = list(node.shape_read or ())
     sizes = [size if isinstance(size, int) else -1 for size in node.shape]
-    copied = {i: i for i in range(min(len(sizes), len(read))) if _is_name(node.shape[i], read[i])}
-    unknown = [i for i, size in enumerate(sizes) if size == -1 and i not in copied]
-    if len(unknown) > 1:
+    unknown = [place for place, size in enumerate(sizes) if size == -1]
+    if len(unknown) <= 1:
+        return Reshape(sizes, {})
+    read = list(node.shape_read or ())
+    copied = {i: i for i in unknown if i < len(read) and _is_name(node.shape[i], read[i])}
+    if len(unknown) - len(copied) > 1:
         raise NotFoldable("Several sizes of its shape are computed.")
     return Reshape(sizes, copied)
 

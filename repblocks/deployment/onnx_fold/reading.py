@@ -33,9 +33,7 @@ def read_model(path: Path) -> onnx.ModelProto:
             "all files of the model into one folder."
         ) from error
     try:
-        onnx.checker.check_model(model)
-    except ValueError:  # too large for one message: onnx then checks files only
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(path)  # of a file it takes any size
     except onnx.checker.ValidationError as error:
         raise ConfigurationError(f"{path} is no valid ONNX model: {_line(error)}") from error
     _check_kind(path, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,28 @@ def open_file(path: Path, example: Sequence[Tensor], names: Sequence[str]) -> Ru
     Raises:
         ConfigurationError: if neither runs it.
     """
-    try:
-        opened = _session(path, names)
-        opened.run(example, [])
-    except Exception as error:  # noqa: BLE001 # it has classes of its own for what can fail
-        return _evaluator(path, example, names, error)
-    return opened
+    problems = []
+    for attempt in (_session, partial(_session, is_optimized=False), _evaluator):
+        try:
+            opened = attempt(path, names)
+            opened.run(example, [])
+        except Exception as error:  # noqa: BLE001 # ONNX Runtime has classes of its own
+            problems.append(error)
+        else:
+            return opened
+    raise _not_run(path, problems[0]) from problems[0]
 
 
-def _session(path: Path, names: Sequence[str]) -> Runtime:
+def _session(path: Path, names: Sequence[str], *, is_optimized: bool = True) -> Runtime:
+    """Open a file in ONNX Runtime, whose optimizer cannot take all that is valid."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(
-        path, session_options(), providers=["CPUExecutionProvider"]
-    )
-    return _runtime(f"ONNX Runtime {onnxruntime.__version__}", session.run, names)
+    options, name = session_options(), f"ONNX Runtime {onnxruntime.__version__}"
+    if not is_optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        name += " without its optimizer"
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return _runtime(name, session.run, names)
 
 
 def session_options() -> Any:
@@ -68,18 +76,21 @@ def session_options() -> Any:
     return options
 
 
-def _evaluator(
-    path: Path, example: Sequence[Tensor], names: Sequence[str], error: Exception
-) -> Runtime:
+def _evaluator(path: Path, names: Sequence[str]) -> Runtime:
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
 
-    try:
-        model = onnx.load(path)
-        opened = _runtime("onnx.reference", ReferenceEvaluator(model).run, names)
-        opened.run(example, [])
-    except Exception:  # noqa: BLE001 # likewise
-        raise _not_run(path, error) from error
-    return opened
+    class BatchNormalization(OpRun):
+        """Of onnx's own, that of opset 9 takes statistics of the batch."""
+
+        def _run(self, x: Any, *given: Any, epsilon: float = 1e-5, **other: Any) -> tuple[Any]:
+            if other.get("training_mode"):
+                raise NotImplementedError("It uses the statistics of each batch.")
+            scale, shift, mean, variance = (one.reshape(-1, *(1,) * (x.ndim - 2)) for one in given)
+            return ((scale * (x - mean) / np.sqrt(variance + epsilon) + shift).astype(x.dtype),)
+
+    evaluator = ReferenceEvaluator(onnx.load(path), new_ops=[BatchNormalization])
+    return _runtime("onnx.reference", evaluator.run, names)
 
 
 def _not_run(path: Path, error: Exception) -> ConfigurationError:

@@ -17,6 +17,8 @@ from repblocks.errors import RepblocksError
 Node = onnx.NodeProto
 #: What is written anew of a graph.
 _OWN = ("node", "initializer", "input", "value_info", "quantization_annotation")
+#: Before this version each initializer is an input as well.
+_FREE_OF_INPUTS = 4
 #: A protobuf message holds less than 2 GiB; larger weights lie beside it.
 _LARGEST = 2**31 - 2**20
 
@@ -150,6 +152,10 @@ def _model(
     new.graph.input.extend(
         one for one in graph.input if one.name in wanted or one.name not in old_constants
     )
+    if old.ir_version < _FREE_OF_INPUTS:
+        new.graph.input.extend(
+            helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in weights
+        )
     new.graph.value_info.extend(one for one in graph.value_info if one.name in given)
     return new
 
