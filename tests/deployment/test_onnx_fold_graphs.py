@@ -69,18 +69,19 @@ def test_concatenation_of_normed_branches(folded):
     assert folded(graph) == {"Concat": 1, "Conv": 2, "Relu": 1}
 
 
-@pytest.mark.parametrize("is_dynamic", [False, True])
-def test_channel_shuffle_between_pointwise_layers(folded, is_dynamic):
-    graph = Graph()
-    x = graph.conv(graph.input("N" if is_dynamic else 2, 8, 4, 4), 8, 8, 1, group=2)
-    if is_dynamic:
-        batch = graph.add("Slice", graph.add("Shape", x), *map(graph.constant, ([0], [1])))
-        sizes = [
-            graph.add("Concat", batch, graph.constant(rest), axis=0)
-            for rest in ([2, 4, 4, 4], [8, 4, 4])
-        ]
-    else:
-        sizes = [graph.constant([2, 2, 4, 4, 4]), graph.constant([0, -1, 4, 4])]
+@pytest.mark.parametrize("style", ["numbers", "gathered", "cut"])
+def test_channel_shuffle_between_pointwise_layers(folded, style):
+    graph = Graph(opset=15)
+    x = graph.input(2 if style == "numbers" else "N", 8, 4, 4)
+    x = graph.conv(x, 8, 8, 1, group=2)
+    sizes = [graph.constant([2, 2, 4, 4, 4]), graph.constant([0, -1, 4, 4])]
+    if style != "numbers":
+        batch = graph.add("Shape", x, **({"start": 0, "end": 1} if style == "cut" else {}))
+        if style == "gathered":
+            first = graph.add("Gather", batch, graph.constant(np.int64(0)))
+            batch = graph.add("Unsqueeze", first, graph.constant([0]))
+        rests = [graph.constant(one) for one in ([2, 4, 4, 4], [8, 4, 4])]
+        sizes = [graph.add("Concat", batch, rest, axis=0) for rest in rests]
     wide = graph.add("Reshape", x, sizes[0])
     turned = graph.add("Transpose", wide, perm=[0, 2, 1, 3, 4])
     graph.output(graph.norm(graph.add("Reshape", turned, sizes[1]), 8))

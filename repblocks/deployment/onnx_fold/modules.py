@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 #: The attribute of a module that is the place of its node in the file.
 NODE = "onnx_node"
@@ -92,6 +93,8 @@ class Slice(nn.Module):
 class Reshape(nn.Module):
     """Reshapes an activation.
 
+    The shape that the graph computes, if it does, is given as well: the node of the graph reads it.
+
     Args:
         sizes: The new sizes; one may be -1.
         copied: By place of a new size, the axis of the input whose size it is.
@@ -101,13 +104,34 @@ class Reshape(nn.Module):
         super().__init__()
         self.sizes, self.copied = tuple(sizes), dict(copied)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shape: Tensor | None = None) -> Tensor:
         """Return the same values in another shape."""
+        del shape  # its numbers are known
         sizes = [
             x.shape[self.copied[place]] if place in self.copied else size
             for place, size in enumerate(self.sizes)
         ]
         return x.reshape(sizes)
+
+
+class ShapeOf(nn.Module):
+    """Gives the sizes of an activation as numbers: it reads no values, so that they may go."""
+
+    def __init__(self, start: int, end: int | None) -> None:
+        super().__init__()
+        self.place = slice(start, end)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(number of axes,)``."""
+        return numbers(x.shape[self.place])
+
+
+def numbers(sizes: Any) -> Tensor:
+    """Return sizes as a tensor; torch.fx writes it down as a call of a function."""
+    if has_torch_function((sizes,)):
+        found: Tensor = handle_torch_function(numbers, (sizes,), sizes)
+        return found
+    return torch.tensor(sizes, dtype=torch.int64)
 
 
 class Unsqueeze(nn.Module):

@@ -13,6 +13,7 @@ from repblocks.deployment.onnx_fold.modules import (
     Binary,
     Concat,
     Reshape,
+    ShapeOf,
     Slice,
     Unary,
     Unsqueeze,
@@ -123,6 +124,12 @@ def _reshape(node: Node) -> nn.Module:
 
 def _is_name(size: int | str, other: int | str) -> bool:
     return isinstance(size, str) and bool(size) and size == other
+
+
+@translates("Shape")
+def _shape(node: Node) -> nn.Module:
+    _ = node.activation
+    return ShapeOf(node.options.get("start", 0), node.options.get("end"))
 
 
 @translates("Transpose")
