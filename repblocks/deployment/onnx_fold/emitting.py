@@ -133,7 +133,8 @@ class _Emission:
         if len(args) < len(names):  # some terms of a sum are one now
             names = [f"term_{number}" for number in range(len(args))]
             proto = helper.make_node(proto.op_type, names, proto.output, proto.name)
-        self.nodes.append(Emitted(proto, dict(zip(names, args, strict=True)), given))
+        reads_them = dict(zip(names, args, strict=False))  # a reshape is given more than it reads
+        self.nodes.append(Emitted(proto, reads_them, given))
         several = tuple(given.values())
         is_several = isinstance(module, Call) or proto.op_type == "Split"
         return several if is_several and len(several) > 1 else several[0]

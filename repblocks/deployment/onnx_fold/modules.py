@@ -93,22 +93,23 @@ class Slice(nn.Module):
 class Reshape(nn.Module):
     """Reshapes an activation.
 
-    The shape that the graph computes, if it does, is given as well: the node of the graph reads it.
+    The shape that the graph computes, if it does, is given as well, as the node of the graph reads
+    it; and last an input of the graph, if sizes of that are among the new ones. Those of what is
+    reshaped would have a layer before it computed just for its shape.
 
     Args:
         sizes: The new sizes; one may be -1.
-        copied: By place of a new size, the axis of the input whose size it is.
+        copied: By place of a new size, the axis of that input whose size it is.
     """
 
     def __init__(self, sizes: Sequence[int], copied: Mapping[int, int]) -> None:
         super().__init__()
         self.sizes, self.copied = tuple(sizes), dict(copied)
 
-    def forward(self, x: Tensor, shape: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         """Return the same values in another shape."""
-        del shape  # its numbers are known
         sizes = [
-            x.shape[self.copied[place]] if place in self.copied else size
+            others[-1].shape[self.copied[place]] if place in self.copied else size
             for place, size in enumerate(self.sizes)
         ]
         return x.reshape(sizes)

@@ -112,18 +112,14 @@ def _reshape(node: Node) -> nn.Module:
     if node.shape is None:
         raise NotFoldable("Its shape is computed.")
     sizes = [size if isinstance(size, int) else -1 for size in node.shape]
-    unknown = [place for place, size in enumerate(sizes) if size == -1]
-    if len(unknown) <= 1:
-        return Reshape(sizes, {})
-    read = list(node.shape_read or ())
-    copied = {i: i for i in unknown if i < len(read) and _is_name(node.shape[i], read[i])}
-    if len(unknown) - len(copied) > 1:
+    copied = {
+        place: node.axes[size]
+        for place, size in enumerate(node.shape)
+        if isinstance(size, str) and size in node.axes
+    }
+    if sizes.count(-1) - len(copied) > 1:
         raise NotFoldable("Several sizes of its shape are computed.")
     return Reshape(sizes, copied)
-
-
-def _is_name(size: int | str, other: int | str) -> bool:
-    return isinstance(size, str) and bool(size) and size == other
 
 
 @translates("Shape")

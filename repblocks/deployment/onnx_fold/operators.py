@@ -6,7 +6,7 @@ What is not in the table, or raises ``NotFoldable`` here, stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Node:
         inputs: The example's value at each input; None where there is a constant or nothing.
         opset: The version of the standard operators.
         shape: Of its output as far as it is the same for all inputs: a size, or the name of one.
-        shape_read: The same of its first input.
+        axes: By their names, the free sizes of the first input of the graph.
     """
 
     proto: onnx.NodeProto
@@ -37,7 +37,7 @@ class Node:
     inputs: Sequence[Tensor | None]
     opset: int
     shape: Sequence[int | str] | None = None
-    shape_read: Sequence[int | str] | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     def constant(self, place: int) -> np.ndarray | None:
         """Return the constant at an input; None if the input is left out.

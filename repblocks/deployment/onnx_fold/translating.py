@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from repblocks.deployment.onnx_fold import layers, moving  # noqa: F401 # fill the table
 from repblocks.deployment.onnx_fold.inputs import Spec
-from repblocks.deployment.onnx_fold.modules import NODE, PART, Binary, Call
+from repblocks.deployment.onnx_fold.modules import NODE, PART, Binary, Call, Reshape
 from repblocks.deployment.onnx_fold.operators import Node, module_of
 from repblocks.deployment.onnx_fold.reading import (
     attributes_of,
@@ -114,9 +114,11 @@ class _Translator:
         self._padded: set[int] = set()
         self._kept: list[Kept] = []
         self._shapes = _inferred(model)
+        read = enumerate(self._shapes.get(self._inputs[0], ()))
+        self._axes = {size: axis for axis, size in read if isinstance(size, str)}
         self._left = _live(model.graph)
         self._readers = Counter(name for _, node in self._left for name in reads(node))
-        self._readers.update(one.name for one in model.graph.output)
+        self._readers.update([*(one.name for one in model.graph.output), self._inputs[0]])
         for number, (name, value) in enumerate(zip(self._inputs, example, strict=True)):
             self._give(name, self._graph.placeholder(f"input_{number}"), value)
 
@@ -177,6 +179,8 @@ class _Translator:
             operands = [one for one in reads(node) if one in self._nodes]
             constants = {n: self._constants[n] for n in reads(node) if n not in self._nodes}
             module = Call(Operator(node, operands, constants, self._model))
+        if isinstance(module, Reshape) and module.copied:
+            operands.append(self._inputs[0])
         values = [(self._nodes[one], self._examples[one]) for one in operands]
         result, value = self._called(name, module, place, values)
         self._take(node, result, value)
@@ -198,7 +202,7 @@ class _Translator:
                 [self._examples.get(name) for name in node.input],
                 self._opset,
                 self._shapes.get(node.output[0]),
-                self._shapes.get(node.input[0]),
+                self._axes,
             )
         )
 
@@ -278,7 +282,13 @@ def _live(graph: onnx.GraphProto) -> list[tuple[int, onnx.NodeProto]]:
 
 def _inferred(model: onnx.ModelProto) -> dict[str, list[int | str]]:
     """Return the shapes that are the same for all inputs: sizes, or their names."""
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    named = onnx.ModelProto()
+    named.CopyFrom(model)
+    for one in named.graph.input:
+        for axis, size in enumerate(one.type.tensor_type.shape.dim):
+            if not size.HasField("dim_value") and not size.dim_param:
+                size.dim_param = f"{one.name}_{axis}"
+    graph = onnx.shape_inference.infer_shapes(named, data_prop=True).graph
     return {
         one.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims]
         for one in (*graph.input, *graph.value_info, *graph.output)
