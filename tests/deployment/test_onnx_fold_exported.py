@@ -12,7 +12,7 @@ from repblocks.blocks import STAGE_BLOCKS, create_block
 from repblocks.deployment.formats._program import silence
 from repblocks.deployment.onnx_fold import fold_onnx
 
-BLOCKS = ["repvgg", "mobileone", "acb", "dbb"]
+BLOCKS = ["repvgg", "mobileone", "acb"]
 
 
 class Shuffled(nn.Module):
@@ -28,8 +28,8 @@ class Shuffled(nn.Module):
         return self.norm(x).relu()
 
 
-def exported(model, path, channels, *, legacy=False):
-    """Calibrate a network and export it with its norms in evaluation mode, and not folded."""
+def exported(model, path, channels, *, legacy=False, optimize=True):
+    """Calibrate a network and export it with its branches."""
     torch.manual_seed(0)
     calibrate(model, torch.randn(8, channels, 8, 8))
     example = torch.randn(3, channels, 8, 8)
@@ -44,8 +44,9 @@ def exported(model, path, channels, *, legacy=False):
                 do_constant_folding=False,
             )
         else:
+            shapes = ({0: "batch"},)
             program = torch.onnx.export(
-                *(model, (example,)), dynamo=True, dynamic_shapes=({0: "batch"},), optimize=False
+                *(model, (example,)), dynamo=True, dynamic_shapes=shapes, optimize=optimize
             )
             program.save(path, external_data=False)
     return path
@@ -57,35 +58,40 @@ def layers(model):
     return found.count("Conv2d"), found.count("BatchNorm2d")
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_blocks_of_the_dynamo_exporter(tmp_path, block):
-    net = nn.Sequential(create_block(block, 4, 8, 3, stride=2), create_block(block, 8, 8, 3))
-    path = exported(net, tmp_path / "net.onnx", 4)
-    assert kinds(path)["Conv"] > 2
+NETS = {
+    **{name: (lambda name=name: create_block(name, 8, 8, 3)) for name in BLOCKS},
+    "depthwise": lambda: create_block("mobileone", 8, 8, 3, groups=8),
+    "repnext": lambda: STAGE_BLOCKS["repnext"](8),
+    "shuffled": Shuffled,
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_it_comes_to_the_layers_of_the_folded_module(tmp_path, name, legacy):
+    net = NETS[name]()
+    path = exported(net, tmp_path / "net.onnx", 8, legacy=legacy)
     report = fold_onnx(path, tmp_path / "out")
     found = kinds(tmp_path / "out" / "model.onnx")
-    folded = repblocks.fold(net, torch.randn(2, 4, 8, 8))
+    folded = repblocks.fold(net, torch.randn(2, 8, 8, 8))
     assert (found["Conv"], found.get("BatchNormalization", 0)) == layers(folded)
-    assert report.after.macs == folded.fold_report.macs_after
-
-
-@pytest.mark.parametrize(
-    ("net", "expected"),
-    [
-        (lambda: create_block("repvgg", 8, 8, 3), {"Conv": 1, "Relu": 1}),
-        (lambda: create_block("mobileone", 8, 8, 3, groups=8), {"Conv": 1, "Relu": 1}),
-        (lambda: STAGE_BLOCKS["repnext"](8), {"Conv": 3}),
-        (Shuffled, {"Conv": 1, "Relu": 1}),
-    ],
-)
-@pytest.mark.parametrize("legacy", [False, True])
-def test_both_exporters(tmp_path, net, expected, legacy):
-    path = exported(net(), tmp_path / "net.onnx", 8, legacy=legacy)
-    fold_onnx(path, tmp_path / "out")
-    found = kinds(tmp_path / "out" / "model.onnx")
-    assert "BatchNormalization" not in found
-    assert {kind: found[kind] for kind in expected} == expected
+    if name in BLOCKS:
+        assert report.after.macs == folded.fold_report.macs_after
     onnx.checker.check_model(tmp_path / "out" / "model.onnx", full_check=True)
+
+
+def test_padding_with_the_image_of_zero_is_left(tmp_path):
+    path = exported(create_block("dbb", 8, 8, 3), tmp_path / "net.onnx", 8)
+    report = fold_onnx(path, tmp_path / "out")
+    before, after = kinds(path), kinds(tmp_path / "out" / "model.onnx")
+    assert after["Conv"] < before["Conv"]
+    assert report.after.macs < report.before.macs
+
+
+def test_graphs_that_no_exporter_has_tidied(tmp_path):
+    net = nn.Sequential(create_block("repvgg", 8, 8, 3), create_block("mobileone", 8, 8, 3))
+    fold_onnx(exported(net, tmp_path / "net.onnx", 8, optimize=False), tmp_path / "out")
+    assert kinds(tmp_path / "out" / "model.onnx") == {"Conv": 2, "Relu": 2}
 
 
 def test_a_small_repvgg_comes_to_one_convolution_a_block(tmp_path):

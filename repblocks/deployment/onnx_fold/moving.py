@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +14,7 @@ from repblocks.deployment.onnx_fold.modules import (
     Binary,
     Concat,
     Reshape,
+    SameType,
     ShapeOf,
     Slice,
     Unary,
@@ -120,6 +122,17 @@ def _reshape(node: Node) -> nn.Module:
     if sizes.count(-1) - len(copied) > 1:
         raise NotFoldable("Several sizes of its shape are computed.")
     return Reshape(sizes, copied)
+
+
+@translates("Cast", "CastLike")
+def _cast(node: Node) -> nn.Module:
+    own, other = node.activation.dtype, node.inputs[-1]
+    if node.proto.op_type == "Cast":
+        wanted = onnx.helper.tensor_dtype_to_np_dtype(node.options["to"])
+        other = torch.from_numpy(np.zeros(1, wanted)) if wanted.kind in "fiub" else None
+    if other is None or other.dtype != own:
+        raise NotFoldable("It changes the type.")
+    return SameType()
 
 
 @translates("Shape")

@@ -91,6 +91,11 @@ class Operator:
             for name, x in zip(self._activations, inputs, strict=True)
         }
         given = self._session(feeds, dtype).run(None, feeds)
+        if not all(isinstance(one, np.ndarray) for one in given):
+            raise ConfigurationError(
+                f"{self._node.op_type} {self._node.name!r} gives a sequence, which is not "
+                "supported. Simplify the file, or let the exporter of torch optimize it."
+            )
         tensors = tuple(torch.from_numpy(np.array(one)) for one in given)
         return tensors if len(tensors) > 1 else tensors[0]
 

@@ -62,6 +62,7 @@ class Translation:
         modules: By the place of a node in the file, the module that stands for it.
         ranks: By name, the number of axes of each activation.
         padded: The places of convolutions whose padding is a module of its own.
+        casts: Constants that take the type of an activation, by name.
         kept: What might have been looked into, and is not.
     """
 
@@ -72,6 +73,7 @@ class Translation:
     modules: dict[int, nn.Module]
     ranks: dict[str, int]
     padded: set[int]
+    casts: dict[str, np.ndarray]
     kept: list[Kept]
 
     @property
@@ -112,6 +114,7 @@ class _Translator:
         self._ranks: dict[str, int] = {}
         self._modules: dict[int, nn.Module] = {}
         self._padded: set[int] = set()
+        self._casts: dict[str, np.ndarray] = {}
         self._kept: list[Kept] = []
         self._shapes = _inferred(model)
         read = enumerate(self._shapes.get(self._inputs[0], ()))
@@ -125,7 +128,9 @@ class _Translator:
     def run(self) -> None:
         """Translate node after node, and run each."""
         for place, node in self._left:
-            if any(name in self._nodes for name in reads(node)):
+            if self._is_cast_constant(node):
+                self._cast(node)
+            elif any(name in self._nodes for name in reads(node)):
                 self._translate(place, node)
             else:
                 self._evaluate(node)
@@ -151,12 +156,23 @@ class _Translator:
             self._modules,
             self._ranks,
             self._padded,
+            self._casts,
             self._kept,
         )
 
     def _give(self, name: str, node: fx.Node, value: Any) -> None:
         self._nodes[name], self._examples[name] = node, value
         self._ranks[name] = value.ndim if isinstance(value, Tensor) else 0
+
+    def _is_cast_constant(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a constant takes the type of an activation, which is known."""
+        return node.op_type == "CastLike" and {*node.input} & {*self._constants} == {node.input[0]}
+
+    def _cast(self, node: onnx.NodeProto) -> None:
+        """Compute such a constant."""
+        value = torch.from_numpy(np.array(self._constants[node.input[0]]))
+        cast = value.to(self._examples[node.input[1]].dtype)
+        self._constants[node.output[0]] = self._casts[node.output[0]] = cast.numpy()
 
     def _evaluate(self, node: onnx.NodeProto) -> None:
         """Compute what reads constants only."""

@@ -43,7 +43,11 @@ def assemble(
     for one in emitted:
         nodes += _for_inner(one, names)
         nodes.append(_named(one, names, weights))
-    return _model(translation.model, [*nodes, *again], weights)
+    nodes += again
+    read = {name for node in nodes for name in reads(node)}
+    casts = ((name, values) for name, values in translation.casts.items() if name in read)
+    weights += [numpy_helper.from_array(values, name) for name, values in casts]
+    return _model(translation.model, nodes, weights)
 
 
 class _Names:
@@ -137,7 +141,7 @@ def _model(
     for field in _OWN:
         new.graph.ClearField(field)
     wanted = {name for node in nodes for name in reads(node)} | {one.name for one in graph.output}
-    given = {name for node in nodes for name in node.output}
+    given = {name for node in nodes for name in node.output} | {one.name for one in weights}
     constants = []
     for node in reversed(graph.node):
         names = set(node.output) & wanted - given
