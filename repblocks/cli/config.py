@@ -65,6 +65,8 @@ class DeployConfig:
     block: Node
     quantization: Node | None = None
     model: Node | None = None
+    onnx: str | None = None
+    onnx_shape: list[int] | dict[str, list[int]] | None = None
 
 
 @dataclass(frozen=True)

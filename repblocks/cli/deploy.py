@@ -37,6 +37,12 @@ def run(config: DictConfig) -> None:
     settings = plain(config, resolve=True)
     check(settings, parameters_of(DeployConfig), {})
     wanted = DeployConfig(**settings)
+    if wanted.onnx:
+        from repblocks.cli.onnx_run import onnx_run
+
+        return onnx_run(Path(wanted.onnx), wanted)
+    if wanted.onnx_shape:
+        raise ConfigurationError("onnx_shape says how to run onnx=FILE; name that too.")
     if wanted.model:
         from repblocks.cli.network_run import network_run
 

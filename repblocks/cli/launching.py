@@ -34,7 +34,7 @@ _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
 _EXIT_CODES = {VerificationError: 1, NonFiniteLossError: 3}
 _OTHER = 2
 _PATHS = (
-    *("ckpt_path", "output", "init_from", "data.root", "model.weights"),
+    *("ckpt_path", "output", "init_from", "data.root", "model.weights", "onnx"),
     *("distillation.teacher", "distillation.weights", "optimizer.scales_from"),
 )
 _OPTIONAL = ("experiment", "debug")

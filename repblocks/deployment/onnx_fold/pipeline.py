@@ -1,0 +1,169 @@
+"""From an ONNX file to a folder with its fold: read, translate, fold, write, run, compare."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from torch import Tensor, nn
+
+from repblocks.deployment.artifact import REPORT_FILE, staged, write_json
+from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
+from repblocks.deployment.onnx_fold.emitting import emit
+from repblocks.deployment.onnx_fold.inputs import Shapes, Spec, examples, specs_of
+from repblocks.deployment.onnx_fold.proving import Proof, prove
+from repblocks.deployment.onnx_fold.reading import read_model
+from repblocks.deployment.onnx_fold.report import OnnxReport, Size
+from repblocks.deployment.onnx_fold.runtime import Runtime, open_file
+from repblocks.deployment.onnx_fold.translating import Translation, translate
+from repblocks.deployment.onnx_fold.writing import assemble, save
+from repblocks.errors import ConfigurationError, RepblocksError
+from repblocks.folding import fold as folding
+from repblocks.folding.fold_report import FoldReport
+
+FILE = "model.onnx"
+_PACKAGES = ("repblocks", "torch", "onnx", "onnxruntime")
+# The graph is folded at the first of these batches that it takes, and run at all that it takes.
+_FOLDED_AT, _RUN_AT = (2, 1), (1, 2, 5)
+
+
+def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> OnnxReport:
+    """Fold an ONNX file, prove that the result is the same function, and write it.
+
+    The fold is that of :func:`repblocks.fold`: the graph becomes a torch module, and back. What is
+    not folded stays as it was: nodes, names, free sizes, metadata, control flow, functions,
+    quantized layers. An initializer that is an input as well counts as a constant.
+
+    Args:
+        path: The file, from any framework.
+        output: A folder for ``model.onnx``, ``report.json`` and ``report.md``; it appears whole or
+            not at all.
+        shapes: Sizes of the only input, or by name of several, where they are free in the file.
+            The first of them is a free batch if nothing is given.
+
+    Raises:
+        ConfigurationError: if the file cannot be read or run, or sizes are missing or do not fit.
+        VerificationError: if the folded file, or the file as it was read, is another function.
+    """
+    source = _Source.read(Path(path), shapes)
+    with staged(Path(output)) as folder:
+        folded = folding.fold(source.translation.module, source.example)
+        model = _written(source, folded, folder / FILE)
+        names = source.translation.inputs
+        after = open_file(folder / FILE, source.example, names)
+        proofs = tuple(_proofs(source, after))
+        report = OnnxReport(
+            Path(path).name,
+            source.runtime.name,
+            Size.of(source.translation.model, _report(folded).macs_before),
+            Size.of(model, _report(folded).macs_after),
+            _report(folded),
+            tuple(source.translation.kept),
+            proofs,
+            {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        )
+        _check_cost(report)
+        write_json(folder / REPORT_FILE, report.to_dict())
+        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_json(folder / CONFIG_FILE, _config(source.translation.model))
+    return report
+
+
+def explain_onnx(path: str | Path, shapes: Shapes = None) -> FoldReport:
+    """Return what :func:`fold_onnx` would fold of a file, and why not more.
+
+    Raises:
+        ConfigurationError: as for :func:`fold_onnx`.
+    """
+    source = _Source.read(Path(path), shapes)
+    return _named(folding.explain(source.translation.module, source.example))
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A file that was read and translated.
+
+    Args:
+        specs: Its inputs.
+        example: Those that it is folded at.
+        runtime: What runs it.
+        translation: The graph as a torch module.
+    """
+
+    specs: tuple[Spec, ...]
+    example: tuple[Tensor, ...]
+    runtime: Runtime
+    translation: Translation
+
+    @classmethod
+    def read(cls, path: Path, shapes: Shapes) -> _Source:
+        model = read_model(path)
+        specs = specs_of(model, shapes)
+        example, runtime = _opened(path, specs)
+        return cls(specs, example, runtime, translate(model, specs, example))
+
+
+def _opened(path: Path, specs: Sequence[Spec]) -> tuple[tuple[Tensor, ...], Runtime]:
+    """Open the file with the first example that it takes."""
+    names = [spec.name for spec in specs]
+    for batch in _batches(specs, _FOLDED_AT):
+        example = examples(specs, batch)
+        try:
+            return example, open_file(path, example, names)
+        except ConfigurationError as error:
+            problem = error
+    raise problem
+
+
+def _batches(specs: Sequence[Spec], batches: Sequence[int]) -> Sequence[int]:
+    """Return the batches to try: one if none is free."""
+    return batches if any(spec.has_free_batch for spec in specs) else batches[:1]
+
+
+def _written(source: _Source, folded: nn.Module, path: Path) -> onnx.ModelProto:
+    model = assemble(source.translation, *emit(source.translation, folded))
+    save(model, path)
+    onnx.checker.check_model(path)
+    return model
+
+
+def _proofs(source: _Source, folded: Runtime) -> Iterator[Proof]:
+    """Compare the files at each batch that the original takes."""
+    names = source.translation.outputs
+    for batch in _batches(source.specs, _RUN_AT):
+        inputs = examples(source.specs, batch, seed=batch)
+        try:
+            source.runtime.run(inputs, names)
+        except Exception:  # noqa: BLE001 # ONNX Runtime has classes of its own
+            continue
+        yield prove(source.translation, source.runtime, folded, inputs)
+
+
+def _report(folded: nn.Module) -> FoldReport:
+    report: FoldReport = folded.fold_report  # type: ignore[assignment] # fold attaches it
+    return _named(report)
+
+
+def _named(report: FoldReport) -> FoldReport:
+    """Name what stands in the graph itself after the nodes that it replaced."""
+    regions = (replace(one, site=one.site or one.modules[-1]) for one in report.folded)
+    return replace(report, folded=tuple(regions))
+
+
+def _check_cost(report: OnnxReport) -> None:
+    before, after = report.before, report.after
+    if after.num_nodes > before.num_nodes or after.macs > before.macs:
+        raise RepblocksError(
+            f"The fold of {report.source} would cost more: {after.num_nodes} nodes instead of "
+            f"{before.num_nodes}, {after.macs} multiply-adds instead of {before.macs}."
+        )
+
+
+def _config(model: onnx.ModelProto) -> dict[str, object]:
+    """Say that the folder is an artifact, whose network no name rebuilds."""
+    architecture = model.graph.name or "onnx"
+    return {"architecture": architecture, "format_version": FORMAT_VERSION, "rebuild": False}

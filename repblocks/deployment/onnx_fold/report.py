@@ -1,0 +1,133 @@
+"""What the fold of an ONNX file did and proved: as JSON, as Markdown and for the terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+import onnx
+from rich.table import Table
+
+from repblocks.deployment.onnx_fold.proving import Proof
+from repblocks.deployment.onnx_fold.translating import Kept
+from repblocks.folding.fold_report import FoldReport
+
+_PROOF = (
+    "Difference from a float64 run of the original graph, RMS relative to the part of the output "
+    "that depends on the input:"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a graph costs.
+
+    Args:
+        nodes: By kind, how many there are.
+        parameters: Values of its initializers.
+        macs: Multiply-adds for one input, as :class:`FoldReport` counts them.
+    """
+
+    nodes: Mapping[str, int]
+    parameters: int
+    macs: int
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, macs: int) -> Size:
+        """Count the nodes and the initializers of a model."""
+        kinds = Counter(node.op_type for node in model.graph.node)
+        count = sum(prod(one.dims) for one in model.graph.initializer)
+        return cls(dict(sorted(kinds.items())), count, macs)
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes there are."""
+        return sum(self.nodes.values())
+
+
+@dataclass(frozen=True)
+class OnnxReport:
+    """Everything that was counted and compared.
+
+    Args:
+        source: Name of the original file.
+        runtime: What ran both files.
+        before: The original graph.
+        after: The folded graph.
+        fold: What became one layer each, and what was left, with the reason.
+        kept: Layers that were not looked into, with the reason.
+        proofs: Both files on each input.
+        versions: Of the packages that made it.
+    """
+
+    source: str
+    runtime: str
+    before: Size
+    after: Size
+    fold: FoldReport
+    kept: tuple[Kept, ...]
+    proofs: tuple[Proof, ...]
+    versions: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain Python values."""
+        return asdict(self)
+
+    def to_markdown(self) -> str:
+        """Give the report as a page of Markdown."""
+        kept = [(one.name, one.op_type, one.reason) for one in self.kept]
+        sections = [
+            f"# {self.source}",
+            _markdown(("", "original", "folded"), self._rows()),
+            f"Both files were run in {self.runtime}. {_PROOF}",
+            _markdown(("input", "original", "folded", "allowed"), self._proof_rows()),
+            _markdown(("kept as it is", "operator", "reason"), kept) if kept else "",
+            self.fold.to_markdown(),
+            f"Written with {', '.join(f'{k} {v}' for k, v in self.versions.items())}.",
+        ]
+        return "\n\n".join(filter(None, sections)) + "\n"
+
+    def to_table(self) -> Table:
+        """Give the report as a table for the terminal."""
+        table = Table("", "original", "folded", title=self.source)
+        table.caption = f"Both files were run in {self.runtime}."
+        for row in self._rows():
+            table.add_row(*row)
+        table.add_section()
+        for shapes, before, after, allowed in self._proof_rows():
+            table.add_row(f"difference at {shapes}", before, f"{after} (allowed {allowed})")
+        return table
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        before, after = self.before, self.after
+        changed = sorted(
+            kind
+            for kind in before.nodes.keys() | after.nodes.keys()
+            if before.nodes.get(kind) != after.nodes.get(kind)
+        )
+        return [
+            ("nodes", f"{before.num_nodes:,}", f"{after.num_nodes:,}"),
+            *((k, f"{before.nodes.get(k, 0):,}", f"{after.nodes.get(k, 0):,}") for k in changed),
+            ("multiply-adds", f"{before.macs:,}", f"{after.macs:,}"),
+            ("values of initializers", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ]
+
+    def _proof_rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                ", ".join("x".join(map(str, shape)) for shape in one.shapes),
+                f"{one.original.rms_rel:.2e}",
+                f"{one.folded.rms_rel:.2e}",
+                f"{one.folded.tolerance:.2e}",
+            )
+            for one in self.proofs
+        ]
+
+
+def _markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Give a Markdown table."""
+    rule = ("---",) * len(header)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
