@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from repblocks.data import ImageDataModule
-from repblocks.deployment.formats import OnnxOptions, check_formats
+from repblocks.deployment.formats import check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.calibration import calibration_batches

@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from repblocks.deployment.formats import Format
 from repblocks.errors import CheckpointError
+
+if TYPE_CHECKING:  # the formats read artifacts, whose files are checked here
+    from repblocks.deployment.formats import Format
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1

@@ -15,12 +15,12 @@ from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import (
     Export,
     Format,
-    OnnxOptions,
     check_formats,
     check_onnx,
 )
 from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantized_forms import check_images, write_quantized

@@ -14,8 +14,9 @@ from deployment_nets import DESCRIPTION, PREPROCESSING, images, trained_net
 from torch import Tensor, nn
 
 from repblocks.deployment import pipeline
-from repblocks.deployment.formats import Export, OnnxOptions, get_format
+from repblocks.deployment.formats import Export, get_format
 from repblocks.deployment.formats._pixels import Normalise, normalisation
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
 from repblocks.errors import ConfigurationError
 from repblocks.folding.reference import Reference

@@ -14,7 +14,6 @@ from repblocks.deployment.formats import torchscript as torchscript
 from repblocks.deployment.formats._needs import packages_of as packages_of
 from repblocks.deployment.formats._registry import Export as Export
 from repblocks.deployment.formats._registry import Format as Format
-from repblocks.deployment.formats._registry import OnnxOptions as OnnxOptions
 from repblocks.deployment.formats._registry import Run as Run
 from repblocks.deployment.formats._registry import check_formats as check_formats
 from repblocks.deployment.formats._registry import check_onnx as check_onnx

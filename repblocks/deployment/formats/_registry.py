@@ -9,24 +9,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from repblocks.deployment.formats._needs import missing
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.quantization.options import QuantizationConfig
 from repblocks.errors import ConfigurationError, UnknownNameError
 
 Run = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class OnnxOptions:
-    """What ``model.onnx`` takes.
-
-    Args:
-        dynamic_size: Images of any height and width, where the network is built for that.
-        pixels: ``uint8`` images ``(N, H, W, C)``, normalised inside, in the place of normalised
-            ``float32`` images ``(N, C, H, W)``.
-    """
-
-    dynamic_size: bool = False
-    pixels: bool = False
 
 
 @dataclass(frozen=True, eq=False)

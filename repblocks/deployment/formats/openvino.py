@@ -14,10 +14,10 @@ from repblocks.deployment.formats._program import silence
 from repblocks.deployment.formats._registry import (
     Export,
     Format,
-    OnnxOptions,
     Run,
     register_format,
 )
+from repblocks.deployment.onnx_options import OnnxOptions
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 
