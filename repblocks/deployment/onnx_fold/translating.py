@@ -28,6 +28,7 @@ from repblocks.deployment.onnx_fold.reading import (
     reads,
 )
 from repblocks.deployment.onnx_fold.single import Operator
+from repblocks.deployment.onnx_fold.surveying import constant_value, inferred_shapes, live_nodes
 from repblocks.errors import ConfigurationError, NotFoldable
 
 #: What a report names if it is not looked into.
@@ -116,10 +117,10 @@ class _Translator:
         self._padded: set[int] = set()
         self._casts: dict[str, np.ndarray] = {}
         self._kept: list[Kept] = []
-        self._shapes = _inferred(model)
+        self._shapes = inferred_shapes(model)
         read = enumerate(self._shapes.get(self._inputs[0], ()))
         self._axes = {size: axis for axis, size in read if isinstance(size, str)}
-        self._left = _live(model.graph)
+        self._left = live_nodes(model.graph)
         self._readers = Counter(name for _, node in self._left for name in reads(node))
         self._readers.update([*(one.name for one in model.graph.output), self._inputs[0]])
         for number, (name, value) in enumerate(zip(self._inputs, example, strict=True)):
@@ -177,7 +178,7 @@ class _Translator:
     def _evaluate(self, node: onnx.NodeProto) -> None:
         """Compute what reads constants only."""
         read = {name: self._constants[name] for name in reads(node)}
-        given = _value(node)
+        given = constant_value(node)
         found = [given] if given is not None else Operator(node, [], read, self._model).evaluate()
         names = [name for name in node.output if name]
         self._constants.update(zip(names, found, strict=True))
@@ -270,44 +271,3 @@ class _Translator:
         names = chain([stem], (f"{stem}_{number}" for number in count(1)))
         taken = dir(fx.GraphModule)
         return next(n for n in names if n not in taken and n not in self._root._modules)
-
-
-def _value(node: onnx.NodeProto) -> np.ndarray | None:
-    """Return the value of a ``Constant``; None if it is another node, or of text or strange."""
-    if node.op_type != "Constant" or len(node.attribute) != 1:
-        return None
-    (attribute,) = node.attribute
-    value = onnx.helper.get_attribute_value(attribute)
-    kinds: dict[str, Any] = {"value_float": np.float32, "value_floats": np.float32}
-    kinds |= {"value_int": np.int64, "value_ints": np.int64}
-    if attribute.name == "value":
-        return numpy_helper.to_array(value)
-    return np.array(value, kinds[attribute.name]) if attribute.name in kinds else None
-
-
-def _live(graph: onnx.GraphProto) -> list[tuple[int, onnx.NodeProto]]:
-    """Return the nodes that an output depends on, with their places."""
-    needed = {one.name for one in graph.output}
-    found = []
-    for place, node in reversed(list(enumerate(graph.node))):
-        if not needed.isdisjoint(node.output):
-            needed.update(reads(node))
-            found.append((place, node))
-    return found[::-1]
-
-
-def _inferred(model: onnx.ModelProto) -> dict[str, list[int | str]]:
-    """Return the shapes that are the same for all inputs: sizes, or their names."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
-    for one in named.graph.input:
-        for axis, size in enumerate(one.type.tensor_type.shape.dim):
-            if not size.HasField("dim_value") and not size.dim_param:
-                size.dim_param = f"{one.name}_{axis}"
-    graph = onnx.shape_inference.infer_shapes(named, data_prop=True).graph
-    return {
-        one.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims]
-        for one in (*graph.input, *graph.value_info, *graph.output)
-        if one.type.tensor_type.HasField("shape")
-        for dims in [one.type.tensor_type.shape.dim]
-    }
