@@ -15,6 +15,8 @@ from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import Export, Format, check_formats
+from repblocks.deployment.layer_errors import compare_layers
+from repblocks.deployment.page import render_page
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.fold_report import FoldReport
@@ -95,9 +97,12 @@ def deploy(
             versions=_versions(),
             measured=_measure(before, after, example_input),
             fold=fold,
+            layers=compare_layers(before, after, example_input[:1]),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        page = render_page(report, before, after, example_input[:1])
+        (folder / "report.html").write_text(page, encoding="utf-8")
     return report
 
 

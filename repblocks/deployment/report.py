@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.cost import Cost
+from repblocks.deployment.layer_errors import LayerError
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import Verification
 
 Rows = list[tuple[str, ...]]
-
-_PROOF = (
-    "Difference from a float64 run of the training form, RMS relative to the part of the output "
-    "that depends on the input:"
-)
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class DeploymentReport:
         versions: Of the packages that wrote the artifact.
         measured: Latencies in milliseconds; the only part that another run does not repeat.
         fold: What became of a network that was folded as a whole, and what was left.
+        layers: How far each layer is from a float64 run of the training form.
     """
 
     model: Mapping[str, Any]
@@ -54,6 +51,13 @@ class DeploymentReport:
     versions: Mapping[str, str]
     measured: Mapping[str, Any]
     fold: FoldReport | None = None
+    layers: tuple[LayerError, ...] = ()
+
+    #: What the differences of :meth:`proof_rows` are.
+    proof: ClassVar[str] = (
+        "Difference from a float64 run of the training form, RMS relative to the part of the "
+        "output that depends on the input:"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -62,17 +66,14 @@ class DeploymentReport:
     def to_markdown(self) -> str:
         """Give the report as a page of Markdown."""
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
-        blocks: Rows = [
-            (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
-            for b in self.blocks
-        ]
+        blocks = self.block_rows()
         sections = [
-            f"# {self._title}",
+            f"# {self.title}",
             _markdown(("", "training form", "deployed form"), self._cost_rows()),
-            self._verdict(),
-            _PROOF,
-            _markdown(("form", "difference", "allowed"), self._proof_rows()),
-            _markdown(("file", "size"), self._file_rows()),
+            self.verdict(),
+            self.proof,
+            _markdown(("form", "difference", "allowed"), self.proof_rows()),
+            _markdown(("file", "size"), self.file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
@@ -81,20 +82,20 @@ class DeploymentReport:
 
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
-        table = Table("", "training form", "deployed form", title=self._title)
-        table.caption = self._verdict()
+        table = Table("", "training form", "deployed form", title=self.title)
+        table.caption = self.verdict()
         for row in self._cost_rows():
             table.add_row(*row)
         table.add_section()
-        for form, difference, allowed in self._proof_rows():
+        for form, difference, allowed in self.proof_rows():
             table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
         table.add_section()
-        for file, size in self._file_rows():
+        for file, size in self.file_rows():
             table.add_row(file, "", size)
         return table
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         """The name, and after it that of a network which is an argument of it."""
         names = (self.model["name"], self.model.get("kwargs", {}).get("name"))
         return " ".join(filter(None, names))
@@ -119,14 +120,24 @@ class DeploymentReport:
             ]
         return rows
 
-    def _proof_rows(self) -> Rows:
+    def block_rows(self) -> Rows:
+        """Give each block with its parameters in both forms."""
+        return [
+            (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
+            for b in self.blocks
+        ]
+
+    def proof_rows(self) -> Rows:
+        """Give each form with its difference and what is allowed."""
         proofs = {"folded": self.verification, **self.forms}
         return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
 
-    def _file_rows(self) -> Rows:
+    def file_rows(self) -> Rows:
+        """Give each file with its size."""
         return [(file, _readable(size)) for file, size in self.sizes.items()]
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Say how often the predicted class differs."""
         if self.agreement is None:
             return f"No validation images were compared: {self.note}."
         return (
