@@ -56,6 +56,7 @@ class DeployConfig:
     output: str | None
     formats: list[str]
     deploy_shortcut: Literal["add", "expand"] | None
+    latency: bool
     explain: bool
     data: Node
     block: Node

@@ -36,11 +36,12 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         output,
         data=_data(path, settings),
         formats=settings.formats,
+        latency=settings.latency,
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")
-    if "safetensors" in settings.formats:
+    if "safetensors" in report.forms:
         console.print(f'Next, in Python: repblocks.load("{output}")', highlight=False)
 
 

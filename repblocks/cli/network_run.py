@@ -71,6 +71,7 @@ def network_run(settings: DeployConfig) -> None:
         },
         example_input=example,
         formats=settings.formats,
+        latency=settings.latency,
         blocks=folded.blocks,
         fold=folded.report,
     )

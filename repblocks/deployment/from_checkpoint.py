@@ -29,6 +29,7 @@ def deploy_checkpoint(
     data: ImageDataModule | None = None,
     formats: Sequence[str] = ("safetensors", "onnx", "pt2"),
     model_options: Mapping[str, Any] | None = None,
+    latency: bool = False,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -40,6 +41,7 @@ def deploy_checkpoint(
         formats: Names of the formats to write.
         model_options: Arguments of the network that change the deployed form, over the
             checkpoint's.
+        latency: Time each form in each runtime.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
@@ -71,6 +73,7 @@ def deploy_checkpoint(
         blocks=folded.blocks,
         note=note,
         fold=folded.report,
+        latency=latency,
     )
 
 

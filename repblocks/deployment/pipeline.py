@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
-from repblocks.deployment.formats import Export, Format, check_formats
+from repblocks.deployment.formats import AUTO, Export, Format, check_formats
+from repblocks.deployment.latency import measure_forms
 from repblocks.deployment.layer_errors import compare_layers
 from repblocks.deployment.page import render_page
 from repblocks.deployment.report import DeploymentReport
+from repblocks.deployment.runtimes import all_contenders
 from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.recording import evaluation_copy
@@ -42,6 +46,7 @@ def deploy(
     blocks: Sequence[FoldedBlock] = (),
     note: str = "no validation data was given",
     fold: FoldReport | None = None,
+    latency: bool = False,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -57,10 +62,12 @@ def deploy(
             network that no name can rebuild), ``preprocessing`` and ``class_names``.
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
-        formats: Names of the formats to write.
+        formats: Names of the formats to write; ``auto`` writes the weights, and of the exact
+            forms that this machine can write those that are the fastest in a setting.
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
+        latency: Time each form in each runtime.
 
     Raises:
         VerificationError: if the folded network or a written form is another function.
@@ -83,6 +90,14 @@ def deploy(
             folder, after, {**description, "num_classes": _num_classes(after, example_input)}
         )
         forms = _write_formats(chosen, before, after, example_input, folder)
+        measured = _measure(before, after, example_input)
+        if latency or AUTO in formats:
+            contenders = all_contenders(before, after, chosen, folder)
+            found = measure_forms(contenders, Reference(before, example_input, torch.float32))
+            measured["latency"] = asdict(found)
+            if AUTO in formats:
+                kept = {"safetensors", *formats, *found.fastest_forms()}
+                forms = _keep(forms, kept, chosen, folder)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -95,7 +110,7 @@ def deploy(
             note="" if agreement else note,
             sizes={path.name: path.stat().st_size for path in sorted(folder.iterdir())},
             versions=_versions(),
-            measured=_measure(before, after, example_input),
+            measured=measured,
             fold=fold,
             layers=compare_layers(before, after, example_input[:1]),
         )
@@ -121,6 +136,17 @@ def _write_formats(
         found = [_compare(form, run, reference) for reference in references]
         compared[form.name] = max(found, key=lambda one: one.rms_rel / one.tolerance)
     return compared
+
+
+def _keep(
+    forms: Mapping[str, Comparison], kept: Collection[str], formats: Sequence[Format], folder: Path
+) -> dict[str, Comparison]:
+    """Remove the files of the other forms."""
+    for form in formats:
+        for name in form.files if form.name not in kept else ():
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return {name: comparison for name, comparison in forms.items() if name in kept}
 
 
 def _compare(form: Format, run: Any, reference: Reference) -> Comparison:

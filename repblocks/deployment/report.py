@@ -73,6 +73,8 @@ class DeploymentReport:
             self.verdict(),
             self.proof,
             _markdown(("form", "difference", "allowed"), self.proof_rows()),
+            self._layer_section(),
+            self._latency_section(),
             _markdown(("file", "size"), self.file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
@@ -89,6 +91,11 @@ class DeploymentReport:
         table.add_section()
         for form, difference, allowed in self.proof_rows():
             table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
+        table.add_section()
+        for threads, batch, form, runtime, taken, _, mark in self.latency_rows():
+            if mark == "fastest":
+                setting = f"fastest, {threads} threads, batch {batch}"
+                table.add_row(setting, "", f"{taken}: {form}, {runtime}")
         table.add_section()
         for file, size in self.file_rows():
             table.add_row(file, "", size)
@@ -120,6 +127,28 @@ class DeploymentReport:
             ]
         return rows
 
+    def latency_rows(self) -> Rows:
+        """Give what was timed in each runtime; the fastest of a setting is marked."""
+        return [
+            (
+                f"{t['threads']}",
+                f"{t['batch']}",
+                t["form"],
+                t["runtime"],
+                f"{t['median_ms']:.2f} ms",
+                f"{t['p90_ms']:.2f} ms",
+                "fastest" if t["fastest"] else "" if t["verified"] else "another function",
+            )
+            for t in self.measured.get("latency", {}).get("timings", ())
+        ]
+
+    def layer_rows(self) -> Rows:
+        """Give each layer with its error in both forms."""
+        return [
+            (one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}")
+            for one in self.layers
+        ]
+
     def block_rows(self) -> Rows:
         """Give each block with its parameters in both forms."""
         return [
@@ -131,6 +160,16 @@ class DeploymentReport:
         """Give each form with its difference and what is allowed."""
         proofs = {"folded": self.verification, **self.forms}
         return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
+
+    def _layer_section(self) -> str:
+        words = "Error of each layer's output against float64, RMS relative to that output:"
+        rows = self.layer_rows()
+        return f"{words}\n\n{_markdown(LAYER_HEADER, rows)}" if rows else ""
+
+    def _latency_section(self) -> str:
+        rows = self.latency_rows()
+        notes = self.measured.get("latency", {}).get("notes", ())
+        return "\n\n".join([_markdown(LATENCY_HEADER, rows), *notes]) if rows else ""
 
     def file_rows(self) -> Rows:
         """Give each file with its size."""
@@ -144,6 +183,12 @@ class DeploymentReport:
             f"The predicted class differs for {self.agreement.num_differing} of "
             f"{self.agreement.num_images} validation images."
         )
+
+
+#: The header of :meth:`DeploymentReport.latency_rows`.
+LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
+#: The header of :meth:`DeploymentReport.layer_rows`.
+LAYER_HEADER = ("layer", "kind", "deployed form", "training form")
 
 
 def _markdown(header: tuple[str, ...], rows: Rows) -> str:

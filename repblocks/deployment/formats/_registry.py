@@ -37,13 +37,14 @@ class Format:
 
     Args:
         name: What the configuration calls it.
-        file: The file it writes, relative to the artifact.
+        file: The file or folder it writes, relative to the artifact.
         write: Writes it.
         read: Called with the folder and the network that was written, which only formats that
             hold nothing but weights may use; returns the written network as a callable.
         extra: The extra of this package that brings what the format needs; empty if nothing more.
         executable: The file holds code or a pickle, which runs when it is opened.
         lossy: The file is another function, as quantized ones are; judged by its accuracy.
+        more_files: Files that belong to ``file``.
     """
 
     name: str
@@ -53,8 +54,16 @@ class Format:
     extra: str = ""
     executable: bool = False
     lossy: bool = False
+    more_files: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All it writes."""
+        return (self.file, *self.more_files)
 
 
+#: Stands for each exact format without code that this machine can write; the fastest are kept.
+AUTO = "auto"
 _FORMATS: dict[str, Format] = {}
 
 
@@ -75,16 +84,28 @@ def get_format(name: str) -> Format:
 
 
 def check_formats(names: Sequence[str]) -> list[Format]:
-    """Look up at least one format.
+    """Look up at least one format; :data:`AUTO` stands for several.
 
     Raises:
         ConfigurationError: if there is none, or one is unknown.
     """
+    if AUTO in names:
+        others = [name for name in names if name != AUTO]
+        names = [*dict.fromkeys([*filter(_is_automatic, _FORMATS), *others])]
     if not names:
         raise ConfigurationError(
             f"formats must name at least one export format, got none. Known: {', '.join(_FORMATS)}."
         )
     return [get_format(name) for name in names]
+
+
+def _is_automatic(name: str) -> bool:
+    form = _FORMATS[name]
+    try:
+        check_formats([name])
+    except ConfigurationError:  # what it needs is not here
+        return False
+    return not (form.executable or form.lossy)
 
 
 def list_formats() -> list[str]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 from string import Template
 from typing import Any
 
 from torch import Tensor, nn
 
-from repblocks.deployment.layer_errors import LayerError
 from repblocks.deployment.page import pictures
 from repblocks.deployment.page.charts import bars, log_plot
 from repblocks.deployment.page.svg import paragraph, section, table, tag
-from repblocks.deployment.report import DeploymentReport
+from repblocks.deployment.report import LAYER_HEADER, DeploymentReport
 
 
 def render_page(
@@ -88,11 +88,12 @@ def _proof(report: DeploymentReport) -> list[str]:
         table(("form", "difference", "allowed"), report.proof_rows()),
     ]
     if report.layers:
-        parts += [tag("h3", "Layer by layer"), _layer_plot(report.layers)]
+        parts += [tag("h3", "Layer by layer"), _layer_plot(report)]
     return parts
 
 
-def _layer_plot(layers: Sequence[LayerError]) -> str:
+def _layer_plot(report: DeploymentReport) -> str:
+    layers = report.layers
     words = (
         "RMS difference of each layer's output from a float64 run of the training form, relative "
         "to that output, from the first layer to the last. Both forms round as they run; the "
@@ -106,8 +107,7 @@ def _layer_plot(layers: Sequence[LayerError]) -> str:
             ("deployed form", "deployed", [layer.rms_rel for layer in layers]),
         ],
     )
-    rows = [(e.path, e.kind, f"{e.rms_rel:.2e}", f"{e.own_rms_rel:.2e}") for e in layers]
-    numbers = table(("layer", "kind", "deployed", "training form"), rows, numbers_from=2)
+    numbers = table(LAYER_HEADER, report.layer_rows(), numbers_from=2)
     summary = tag("summary", f"{len(layers)} layers in numbers")
     return paragraph(words) + plot + tag("details", summary + numbers)
 
@@ -127,21 +127,49 @@ def _folded(report: DeploymentReport) -> list[str]:
 
 
 def _latency(measured: Mapping[str, Any]) -> list[str]:
-    taken = measured["latency_ms"]
-    rows = [(name.replace("_", " "), value) for name, value in taken.items()]
-    best = min(value for _, value in rows)
-    threads, batch = measured["threads"], measured["batch_size"]
-    return [
-        tag("h3", f"batch {batch}, {_threads(threads)}, PyTorch"),
-        bars(
-            ("form", "median", ""),
-            [((name, f"{v:.2f} ms"), v, "best" if v == best else "") for name, v in rows],
-        ),
+    found = measured.get("latency")
+    if found is None:
+        taken = measured["latency_ms"]
+        return [
+            _bars(
+                measured["threads"],
+                measured["batch_size"],
+                [(name.replace("_", " "), value, None, "") for name, value in taken.items()],
+            )
+        ]
+    settings = groupby(found["timings"], key=lambda t: (t["threads"], t["batch"]))
+    charts = [
+        _bars(
+            *setting,
+            [
+                (f"{t['form']}, {t['runtime']}", t["median_ms"], t["p90_ms"], _mark(t))
+                for t in timings
+            ],
+        )
+        for setting, timings in settings
     ]
+    words = "The fastest form of each setting that is the same function is green."
+    return [paragraph(words), *charts, *map(paragraph, found["notes"])]
 
 
-def _threads(count: int) -> str:
-    return f"{count} thread" if count == 1 else f"{count} threads"
+def _mark(timing: Mapping[str, Any]) -> str:
+    if timing["fastest"]:
+        return "best"
+    return "" if timing["verified"] else "wrong"
+
+
+def _bars(threads: int, batch: int, timings: Sequence[tuple[str, float, float | None, str]]) -> str:
+    rows = [
+        (
+            (name, f"{value:.2f} ms", "" if p90 is None else f"{p90:.2f} ms"),
+            value,
+            kind,
+        )
+        for name, value, p90, kind in timings
+    ]
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    images = "1 image" if batch == 1 else f"{batch} images"
+    return tag("h3", f"{count}, {images}") + bars(("form", "median", "p90", ""), rows)
 
 
 def _files(report: DeploymentReport) -> list[str]:
