@@ -47,7 +47,12 @@ def use_format(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
 def test_writes_all_files(deployed: Deployed) -> None:
     output, report = deployed
     names = ["config.json", "model.onnx", "model.pt2", "model.safetensors"]
-    assert sorted(p.name for p in output.iterdir()) == [*names, "report.json", "report.md"]
+    assert sorted(p.name for p in output.iterdir()) == [
+        *names,
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert [p.name for p in output.parent.iterdir()] == ["artifact"]
     assert report.sizes == {name: (output / name).stat().st_size for name in names}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repblocks.deployment.page.drawing import draw, draw_small, is_drawable
 from repblocks.deployment.page.recording import OUTSIDE, Step, record
 from repblocks.deployment.page.svg import paragraph, scrolling, tag
-from repblocks.deployment.page.units import Repeat, Unit, part_of, units_of
+from repblocks.deployment.page.units import Repeat, Unit, part_of, repeats_of, units_of
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.switch import FoldedBlock
 
@@ -40,14 +40,21 @@ class Recorded:
         return cls(model, record(model, images))
 
 
-def network(title: str, recorded: Recorded) -> str:
-    """Draw a network as the row of its units.
+def networks(before: Recorded, after: Recorded) -> str:
+    """Draw a network in both forms, each as the row of its units.
 
     Args:
-        title: The name of this form.
-        recorded: What ran.
+        before: The training form.
+        after: The deployed form.
     """
-    repeats = units_of(recorded.model, recorded.steps)
+    old = units_of(before.model, before.steps)
+    known = {unit.path for unit in old if unit.kind}
+    new = units_of(after.model, after.steps, known)
+    return _network("Training form", before, old) + _network("Deployed form", after, new)
+
+
+def _network(title: str, recorded: Recorded, units: Sequence[Unit]) -> str:
+    repeats = repeats_of(units)
     items = "".join(tag("li", _repeat(one)) for one in repeats)
     layers = sum(step.kind == "conv" for step in recorded.steps)
     count = tag("span", f"{len(recorded.steps)} steps, {layers} convolutions and linear layers")

@@ -37,8 +37,7 @@ def render_page(
             "network",
             "The network before and after",
             pictures.legend(),
-            pictures.network("Training form", before),
-            pictures.network("Deployed form", after),
+            pictures.networks(before, after),
         ),
         section(
             "block",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -58,15 +58,20 @@ class Repeat:
     last: str
 
 
-def units_of(model: nn.Module, steps: Sequence[Step]) -> list[Repeat]:
-    """Cut a recording into units; what stands there several times in a row is told once.
+def units_of(model: nn.Module, steps: Sequence[Step], known: Collection[str] = ()) -> list[Unit]:
+    """Cut a recording into units.
 
     Args:
         model: The network that was recorded.
         steps: What ran in it.
+        known: Modules that are units already, as they are in another form of the network.
     """
-    parts = _split(model, "", range(len(steps)), steps)
-    units = [_unit(model, path, numbers, steps) for path, numbers in _merged(parts, steps)]
+    parts = _split(model, "", range(len(steps)), steps, known)
+    return [_unit(model, path, numbers, steps) for path, numbers in _merged(parts, steps)]
+
+
+def repeats_of(units: Sequence[Unit]) -> list[Repeat]:
+    """Tell once what stands there several times in a row."""
     forms = [unit.form for unit in units]
     repeats, start = [], 0
     while start < len(units):
@@ -98,13 +103,18 @@ Part = tuple[str, Sequence[int]]
 
 
 def _split(
-    module: nn.Module, path: str, numbers: Sequence[int], steps: Sequence[Step]
+    module: nn.Module,
+    path: str,
+    numbers: Sequence[int],
+    steps: Sequence[Step],
+    known: Collection[str],
 ) -> list[Part]:
     """Cut a module where its children run one after the other."""
     groups = _groups(path, numbers, steps)
     is_short = len(numbers) <= _SHORT and _is_row([(path, [n]) for n in numbers], steps)
     is_flat = is_short or all(len(part) == 1 for _, part in groups)
-    is_whole = isinstance(module, RepBlock) or is_flat
+    holds_more = any(other != path and other.startswith(f"{path}.") for other in known)
+    is_whole = path in known or isinstance(module, RepBlock) or (is_flat and not holds_more)
     is_row = _is_row(groups, steps) or (len(numbers) > _MOST_STEPS) or not path
     if (is_whole and path) or not is_row:
         return [(path, numbers)]
@@ -112,7 +122,7 @@ def _split(
         part
         for child, inner in groups
         for part in (
-            _split(module.get_submodule(_below(path, child)), child, inner, steps)
+            _split(module.get_submodule(_below(path, child)), child, inner, steps, known)
             if child != path and len(inner) > 1
             else [(child, inner)]
         )
