@@ -44,7 +44,8 @@ def compare_layers(
     """Compare what each module gives in both forms, in the order in which they run.
 
     Of modules that give the same value (a block and its last layer) one is named. Those that give
-    another value than before, as parts of what became one layer, are left out.
+    another value than before, as parts of what became one layer, are left out, and so are those
+    that give nothing but zeros.
 
     Args:
         training_form: In evaluation mode.
@@ -60,7 +61,7 @@ def compare_layers(
         errors = {
             site: _error(found[site], truth[site])
             for site in sorted(sites, key=lambda s: not isinstance(modules.get(s[0]), RepBlock))
-            if site in truth and truth[site].shape == found[site].shape
+            if site in truth and truth[site].shape == found[site].shape and truth[site].any()
         }
         alike = [site for site, error in errors.items() if error < _ANOTHER_VALUE]
         if alike:
@@ -103,4 +104,4 @@ def _same_value(outputs: Mapping[Site, Tensor]) -> list[list[Site]]:
 
 
 def _error(value: Tensor, truth: Tensor) -> float:
-    return rms(difference(value, truth)) / (rms(truth) or 1.0)
+    return rms(difference(value, truth)) / rms(truth)

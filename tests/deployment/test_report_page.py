@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -165,7 +166,9 @@ def test_the_same_network_gives_the_same_text_in_another_process(
     )
     arguments = [str(Path(__file__).parent), str(tmp_path / "again")]
     subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", code, *arguments],
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
     )
     first, second = (
         without_measured((folder / "report.html").read_text(encoding="utf-8"))

@@ -11,8 +11,6 @@ from repblocks.deployment.page.svg import Row, scrolling, tag
 
 _HEIGHT, _TOP, _BOTTOM = 260.0, 14.0, 24.0
 _LEFT, _RIGHT = 12.0, 98.0
-#: Errors of 0 are drawn here.
-_LEAST = 1e-17
 
 Series = tuple[str, str, Sequence[float]]
 
@@ -25,8 +23,8 @@ def log_plot(name: str, places: Sequence[str], series: Sequence[Series]) -> str:
         places: What each number belongs to.
         series: Name, class of the style and as many numbers as places; 0 is drawn at the bottom.
     """
-    logs = [math.log10(max(value, _LEAST)) for _, _, values in series for value in values]
-    low, high = math.floor(min(logs)), math.ceil(max(logs))
+    logs = [math.log10(value) for _, _, values in series for value in values if value > 0]
+    low, high = math.floor(min(logs, default=-1)), math.ceil(max(logs, default=0))
     high += low == high
     parts = [_grid(power, low, high) for power in range(low, high + 1)]
     for label, kind, values in series:
@@ -95,7 +93,9 @@ def _grid(power: int, low: int, high: int) -> str:
 
 def _point(place: int, value: float, count: int, low: int, high: int) -> tuple[float, float]:
     share = place / (count - 1) if count > 1 else 0.5
-    return _LEFT + share * (_RIGHT - _LEFT), _height_of(math.log10(max(value, _LEAST)), low, high)
+    return _LEFT + share * (_RIGHT - _LEFT), _height_of(
+        math.log10(max(value, 10.0**low)), low, high
+    )
 
 
 def _height_of(power: float, low: int, high: int) -> float:

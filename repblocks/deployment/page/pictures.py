@@ -25,6 +25,7 @@ _KINDS = {
 }
 #: A block of more steps is no picture to read.
 _MOST_STEPS = 40
+_ROWS = ("Sequential", "ModuleList", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +103,13 @@ def opened(
     return paragraph(words) + tag("div", "".join(figures), class_="pair")
 
 
-def _gain(before: Unit, after: Unit) -> int:
-    """Count the steps that a fold has saved, and the branches that the input goes into."""
+def _gain(before: Unit, after: Unit) -> tuple[bool, int]:
+    """Count the steps that a fold has saved, and the branches that the input goes into.
+
+    Blocks come before rows of blocks.
+    """
     branches = sum(OUTSIDE in step.inputs for step in before.steps)
-    return len(before.steps) - len(after.steps) + branches
+    return before.kind not in _ROWS, len(before.steps) - len(after.steps) + branches
 
 
 def _sites(fold: FoldReport | None) -> Iterable[str]:
