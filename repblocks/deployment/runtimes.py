@@ -124,7 +124,7 @@ def open_openvino(path: Path, threads: int) -> Run:
     compiled = openvino.Core().compile_model(path, "CPU", options)
 
     def run(x: Tensor) -> Tensor:
-        found = compiled(x.numpy(), share_inputs=True, share_outputs=True)
+        found = compiled(x.numpy(), share_inputs=True)
         return torch.from_numpy(found[0])
 
     return run
