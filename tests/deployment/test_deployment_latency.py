@@ -182,9 +182,7 @@ def test_auto_stands_for_exact_forms_without_code(monkeypatch: pytest.MonkeyPatc
     assert "onnx" not in [form.name for form in check_formats(["auto"])]
 
 
-@pytest.mark.parametrize(
-    ("best", "kept"), [("onnx", {"model.onnx"}), ("deployed form", set()), ("pt2", {"model.pt2"})]
-)
+@pytest.mark.parametrize(("best", "kept"), [("onnx", {"model.onnx"}), ("deployed form", set())])
 def test_auto_keeps_the_weights_and_the_fastest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str, kept: set[str]
 ) -> None:

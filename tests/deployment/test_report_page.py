@@ -13,7 +13,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import torch
-from deployment_nets import images, trained_net
+from deployment_nets import batches, images, trained_net
+from test_deployment_pipeline import deploy_again
 from torch import nn
 
 from repblocks.deployment.page import render_page
@@ -156,23 +157,19 @@ def test_a_network_folded_as_a_whole_shows_what_is_left(deployed: Deployed) -> N
     assert page.count("block", "svg", role="img") == 2
 
 
-def test_the_same_network_gives_the_same_text_in_another_process(
-    deployed: Deployed, tmp_path: Path
-) -> None:
+def test_the_same_network_gives_the_same_text_in_another_process(tmp_path: Path) -> None:
+    deploy_again(tmp_path / "here", validation=batches())
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_deployment_pipeline import deploy_again, batches\n"
-        "deploy_again(sys.argv[2], validation=batches(), formats=['safetensors', 'onnx', 'pt2'])"
+        "deploy_again(sys.argv[2], validation=batches())"
     )
-    arguments = [str(Path(__file__).parent), str(tmp_path / "again")]
-    subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        check=True,
-        env={**os.environ, "PYTHONHASHSEED": "7"},
+    arguments = [str(Path(__file__).parent), str(tmp_path / "there")]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, env=environment)
+    here, there = (
+        without_measured((tmp_path / name / "report.html").read_text(encoding="utf-8"))
+        for name in ("here", "there")
     )
-    first, second = (
-        without_measured((folder / "report.html").read_text(encoding="utf-8"))
-        for folder in (deployed[0], tmp_path / "again")
-    )
-    size = r"<td class=\"number\">[\d.]+ [kM]B</td>"  # of model.pt2, an archive
-    assert re.sub(size, "", first) == re.sub(size, "", second)
+    assert "network" in here
+    assert here == there
