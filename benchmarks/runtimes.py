@@ -61,7 +61,9 @@ def compare(name: str, seconds: float) -> list[list[str]]:
             for one in contenders(whose, network.eval(), Path(folder) / whose, x)
         }
         # Neighbours in turn are those that are compared.
-        order = sorted((key for key, run in opened.items() if run), key=lambda key: key[1])
+        order = sorted(
+            (key for key, run in opened.items() if run is not None), key=lambda key: key[1]
+        )
         calls = {"/".join(key): caller(opened[key], x) for key in order}
         taken = {key: median(values) for key, values in time_in_turn(calls, seconds).items()}
     eager = taken["timm's/PyTorch"]
