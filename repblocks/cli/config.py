@@ -59,6 +59,7 @@ class DeployConfig:
     output: str | None
     formats: list[str]
     deploy_shortcut: Literal["add", "expand"] | None
+    latency: bool
     explain: bool
     onnx_export: Node
     data: Node

@@ -38,12 +38,13 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         data=_data(path, settings),
         formats=settings.formats,
         onnx=build("onnx_export", settings.onnx_export),
+        latency=settings.latency,
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
         quantization=build_quantization(settings.quantization),
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")
-    if "safetensors" in settings.formats:
+    if "safetensors" in report.forms:
         console.print(f'Next, in Python: repblocks.load("{output}")', highlight=False)
 
 

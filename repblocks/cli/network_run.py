@@ -72,6 +72,7 @@ def network_run(settings: DeployConfig) -> None:
         },
         example_input=example,
         formats=settings.formats,
+        latency=settings.latency,
         blocks=folded.blocks,
         fold=folded.report,
         onnx=build("onnx_export", settings.onnx_export),

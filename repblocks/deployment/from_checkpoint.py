@@ -35,6 +35,7 @@ def deploy_checkpoint(
     model_options: Mapping[str, Any] | None = None,
     onnx: OnnxOptions | None = None,
     quantization: QuantizationConfig | None = None,
+    latency: bool = False,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -48,6 +49,7 @@ def deploy_checkpoint(
             checkpoint's.
         onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
         quantization: How formats that quantize do it; they need ``data``.
+        latency: Time each form in each runtime.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
@@ -86,6 +88,7 @@ def deploy_checkpoint(
         onnx=onnx,
         calibration=calibration_batches(data, config) if quantizes else (),
         quantization=config,
+        latency=latency,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +15,28 @@ from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import (
+    AUTO,
     Export,
     Format,
     check_formats,
     check_onnx,
 )
+from repblocks.deployment.latency import measure_forms
+from repblocks.deployment.layer_errors import compare_layers
 from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
 from repblocks.deployment.onnx_options import OnnxOptions
+from repblocks.deployment.page import render_page
 from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantized_forms import check_images, write_quantized
 from repblocks.deployment.report import DeploymentReport
+from repblocks.deployment.runtimes import all_contenders
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.recording import evaluation_copy
+from repblocks.folding.reference import Reference
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import verify
 
@@ -51,6 +59,7 @@ def deploy(
     onnx: OnnxOptions | None = None,
     calibration: Sequence[Tensor] = (),
     quantization: QuantizationConfig | None = None,
+    latency: bool = False,
 ) -> DeploymentReport:
     """Prove that a folded network is its training form, and write it in each format.
 
@@ -67,7 +76,8 @@ def deploy(
             plain values about where the network is from, goes into the manifest.
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
-        formats: Names of the formats to write.
+        formats: Names of the formats to write; ``auto`` writes the weights, and of the exact
+            forms that this machine can write those that are the fastest in a setting.
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
@@ -75,6 +85,7 @@ def deploy(
         calibration: Typical batches of images, for formats that quantize.
         quantization: How those formats do it; what they write is judged by its accuracy on
             ``validation``, which is run through again for each of them.
+        latency: Time each form in each runtime.
 
     Raises:
         VerificationError: if the folded network or a written form is another function, or a
@@ -112,6 +123,15 @@ def deploy(
         batches = [_cycle(example_input, n) for n in _BATCH_SIZES]
         forms = write_exact(chosen, before, export, batches)
         quantized = write_quantized(chosen, export, validation or ())
+        measured = _measure(before, after, example_input)
+        if latency or AUTO in formats:
+            contenders = all_contenders(before, after, chosen, folder)
+            found = measure_forms(contenders, Reference(before, example_input, torch.float32))
+            measured["latency"] = asdict(found)
+            if AUTO in formats:
+                kept = {"safetensors", *formats, *found.fastest_forms()}
+                chosen = _keep(chosen, kept, folder)
+                forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -124,15 +144,27 @@ def deploy(
             note="" if agreement else note,
             sizes={name: (folder / name).stat().st_size for name in files_in(folder)},
             versions=versions(chosen),
-            measured=_measure(before, after, example_input),
+            measured=measured,
             fold=fold,
             not_run=tuple(form.name for form in chosen if form.check),
             quantization=quantized,
+            layers=compare_layers(before, after, example_input[:1]),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        page = render_page(report, before, after, example_input[:1])
+        (folder / "report.html").write_text(page, encoding="utf-8")
         write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, description))
     return report
+
+
+def _keep(formats: Sequence[Format], kept: Collection[str], folder: Path) -> list[Format]:
+    """Remove the files of the other forms."""
+    for form in formats:
+        for name in form.files if form.name not in kept else ():
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [form for form in formats if form.name in kept]
 
 
 def _cycle(images: Tensor, count: int) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.table import Table
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.cost import Cost
+from repblocks.deployment.layer_errors import LayerError
 from repblocks.deployment.quantization.report import (
     FORM_HEADER,
-    LAYER_HEADER,
+    QUANTIZED_HEADER,
     QuantizationReport,
 )
 from repblocks.folding.fold_report import FoldReport
@@ -21,11 +22,6 @@ from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import Verification
 
 Rows = list[tuple[str, ...]]
-
-_PROOF = (
-    "Difference from a float64 run of the training form, RMS relative to the part of the output "
-    "that depends on the input:"
-)
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class DeploymentReport:
         fold: What became of a network that was folded as a whole, and what was left.
         not_run: Forms that nothing on this machine runs, so that only their contents were checked.
         quantization: What became of the quantized forms, or None if there are none.
+        layers: How far each layer is from a float64 run of the training form.
     """
 
     model: Mapping[str, Any]
@@ -63,6 +60,13 @@ class DeploymentReport:
     fold: FoldReport | None = None
     not_run: tuple[str, ...] = ()
     quantization: QuantizationReport | None = None
+    layers: tuple[LayerError, ...] = ()
+
+    #: What the differences of :meth:`proof_rows` are.
+    proof: ClassVar[str] = (
+        "Difference from a float64 run of the training form, RMS relative to the part of the "
+        "output that depends on the input:"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -71,19 +75,18 @@ class DeploymentReport:
     def to_markdown(self) -> str:
         """Give the report as a page of Markdown."""
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
-        blocks: Rows = [
-            (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
-            for b in self.blocks
-        ]
+        blocks = self.block_rows()
         sections = [
-            f"# {self._title}",
+            f"# {self.title}",
             _markdown(("", "training form", "deployed form"), self._cost_rows()),
-            self._verdict(),
-            _PROOF,
-            _markdown(("form", "difference", "allowed"), self._proof_rows()),
-            self._unproven(),
+            self.verdict(),
+            self.proof,
+            _markdown(("form", "difference", "allowed"), self.proof_rows()),
+            self.unproven(),
+            self._layer_section(),
+            self._latency_section(),
             *self._quantized_sections(),
-            _markdown(("file", "size"), self._file_rows()),
+            _markdown(("file", "size"), self.file_rows()),
             _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
             self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
@@ -92,24 +95,29 @@ class DeploymentReport:
 
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
-        table = Table("", "training form", "deployed form", title=self._title)
-        table.caption = "\n".join(filter(None, (self._verdict(), self._unproven())))
+        table = Table("", "training form", "deployed form", title=self.title)
+        table.caption = "\n".join(filter(None, (self.verdict(), self.unproven())))
         for row in self._cost_rows():
             table.add_row(*row)
         table.add_section()
-        for form, difference, allowed in self._proof_rows():
+        for form, difference, allowed in self.proof_rows():
             table.add_row(f"{form}: difference", "", f"{difference} (allowed {allowed})")
         if self.quantization:
             table.add_section()
             for name, before, after, _ in self.quantization.form_rows():
                 table.add_row(f"{name}: top-1", f"{before} in float32", after)
         table.add_section()
-        for file, size in self._file_rows():
+        for threads, batch, form, runtime, taken, _, mark in self.latency_rows():
+            if mark == "fastest":
+                setting = f"fastest, {threads} threads, batch {batch}"
+                table.add_row(setting, "", f"{taken}: {form}, {runtime}")
+        table.add_section()
+        for file, size in self.file_rows():
             table.add_row(file, "", size)
         return table
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
         """The name, and after it that of a network which is an argument of it."""
         names = (self.model["name"], self.model.get("kwargs", {}).get("name"))
         return " ".join(filter(None, names))
@@ -134,11 +142,41 @@ class DeploymentReport:
             ]
         return rows
 
-    def _proof_rows(self) -> Rows:
+    def latency_rows(self) -> Rows:
+        """Give what was timed in each runtime; the fastest of a setting is marked."""
+        return [
+            (
+                f"{t['threads']}",
+                f"{t['batch']}",
+                t["form"],
+                t["runtime"],
+                f"{t['median_ms']:.2f} ms",
+                f"{t['p90_ms']:.2f} ms",
+                "fastest" if t["fastest"] else "" if t["verified"] else "another function",
+            )
+            for t in self.measured.get("latency", {}).get("timings", ())
+        ]
+
+    def layer_rows(self) -> Rows:
+        """Give each layer with its error in both forms."""
+        return [
+            (one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}")
+            for one in self.layers
+        ]
+
+    def block_rows(self) -> Rows:
+        """Give each block with its parameters in both forms."""
+        return [
+            (b.path, b.block, f"{b.parameters_before:,}", f"{b.parameters_after:,}")
+            for b in self.blocks
+        ]
+
+    def proof_rows(self) -> Rows:
+        """Give each form with its difference and what is allowed."""
         proofs = {"folded": self.verification, **self.forms}
         return [(k, f"{v.rms_rel:.2e}", f"{v.tolerance:.2e}") for k, v in proofs.items()]
 
-    def _unproven(self) -> str:
+    def unproven(self) -> str:
         """Say which forms were not run."""
         forms = ", ".join(self.not_run)
         return f"Not run, as nothing here runs it, but checked part by part: {forms}." * bool(forms)
@@ -148,19 +186,37 @@ class DeploymentReport:
             return []
         return [
             _markdown(FORM_HEADER, self.quantization.form_rows()),
-            _markdown(LAYER_HEADER, self.quantization.layer_rows()),
+            _markdown(QUANTIZED_HEADER, self.quantization.layer_rows()),
         ]
 
-    def _file_rows(self) -> Rows:
+    def _layer_section(self) -> str:
+        words = "Error of each layer's output against float64, RMS relative to that output:"
+        rows = self.layer_rows()
+        return f"{words}\n\n{_markdown(LAYER_HEADER, rows)}" if rows else ""
+
+    def _latency_section(self) -> str:
+        rows = self.latency_rows()
+        notes = self.measured.get("latency", {}).get("notes", ())
+        return "\n\n".join([_markdown(LATENCY_HEADER, rows), *notes]) if rows else ""
+
+    def file_rows(self) -> Rows:
+        """Give each file with its size."""
         return [(file, _readable(size)) for file, size in self.sizes.items()]
 
-    def _verdict(self) -> str:
+    def verdict(self) -> str:
+        """Say how often the predicted class differs."""
         if self.agreement is None:
             return f"No validation images were compared: {self.note}."
         return (
             f"The predicted class differs for {self.agreement.num_differing} of "
             f"{self.agreement.num_images} validation images."
         )
+
+
+#: The header of :meth:`DeploymentReport.latency_rows`.
+LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
+#: The header of :meth:`DeploymentReport.layer_rows`.
+LAYER_HEADER = ("layer", "kind", "deployed form", "training form")
 
 
 def _markdown(header: tuple[str, ...], rows: Rows) -> str:

@@ -101,7 +101,7 @@ class FoldReport:
     def to_markdown(self) -> str:
         """Return the report as tables of Markdown."""
         lines = [f"**{line}**\n" for line in self._summary()]
-        for title, header, rows in self._tables():
+        for title, header, rows in self.tables():
             lines += [f"## {title}\n", _row(header), _row("---" for _ in header)]
             lines += [*map(_row, rows), ""]
         return "\n".join(lines)
@@ -109,7 +109,7 @@ class FoldReport:
     def __rich__(self) -> Group:
         """Show the report in a terminal."""
         tables = []
-        for title, header, rows in self._tables():
+        for title, header, rows in self.tables():
             table = Table(*header, title=title)
             for row in rows:
                 table.add_row(*row)
@@ -129,7 +129,8 @@ class FoldReport:
             *(f"planned by a heuristic at {site}" for site in self.heuristic),
         ]
 
-    def _tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    def tables(self) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+        """Give the title, the header and the rows of each table."""
         folded: list[tuple[str, ...]] = [
             (
                 r.site,

@@ -48,7 +48,7 @@ def test_writes_all_files(deployed: Deployed) -> None:
     output, report = deployed
     names = ["config.json", "model.onnx", "model.pt2", "model.safetensors"]
     written = {p.name for p in output.iterdir()}
-    assert written == {*names, "manifest.json", "report.json", "report.md"}
+    assert written == {*names, "manifest.json", "report.html", "report.json", "report.md"}
     assert [p.name for p in output.parent.iterdir()] == ["artifact"]
     assert report.sizes == {name: (output / name).stat().st_size for name in names}
 

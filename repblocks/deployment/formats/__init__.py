@@ -12,6 +12,7 @@ from repblocks.deployment.formats import safetensors as safetensors
 from repblocks.deployment.formats import tensorrt as tensorrt
 from repblocks.deployment.formats import torchscript as torchscript
 from repblocks.deployment.formats._needs import packages_of as packages_of
+from repblocks.deployment.formats._registry import AUTO as AUTO
 from repblocks.deployment.formats._registry import Export as Export
 from repblocks.deployment.formats._registry import Format as Format
 from repblocks.deployment.formats._registry import Run as Run

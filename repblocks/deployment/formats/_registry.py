@@ -34,7 +34,7 @@ class Export:
     example: Tensor
     folder: Path
     calibration: Sequence[Tensor] = ()
-    onnx: OnnxOptions = OnnxOptions()
+    onnx: OnnxOptions = field(default_factory=OnnxOptions)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
 
 
@@ -82,6 +82,8 @@ class Format:
         return (self.file, *self.more_files)
 
 
+#: Stands for each exact format without code that this machine can write; the fastest are kept.
+AUTO = "auto"
 _FORMATS: dict[str, Format] = {}
 
 
@@ -102,11 +104,14 @@ def get_format(name: str) -> Format:
 
 
 def check_formats(names: Sequence[str]) -> list[Format]:
-    """Look up at least one format, each of which can be written and run here.
+    """Look up at least one format, each of which can be written here; :data:`AUTO` is several.
 
     Raises:
         ConfigurationError: if there is none, one is unknown, or something that one needs is absent.
     """
+    if AUTO in names:
+        others = [name for name in names if name != AUTO]
+        names = [*dict.fromkeys([*filter(_is_automatic, _FORMATS), *others])]
     if not names:
         raise ConfigurationError(
             f"formats must name at least one export format, got none. Known: {', '.join(_FORMATS)}."
@@ -134,6 +139,15 @@ def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
 def _absent(form: Format) -> str:
     """Say what a format needs that is not here, and what brings it; empty if nothing."""
     return missing(form.extra) or form.lacks()
+
+
+def _is_automatic(name: str) -> bool:
+    form = _FORMATS[name]
+    try:
+        check_formats([name])
+    except ConfigurationError:  # what it needs is not here
+        return False
+    return not (form.executable or form.lossy)
 
 
 def list_formats() -> list[str]:

@@ -14,10 +14,10 @@ from repblocks.deployment.formats import onnx
 from repblocks.deployment.formats._registry import (
     Export,
     Format,
-    OnnxOptions,
     Run,
     register_format,
 )
+from repblocks.deployment.onnx_options import OnnxOptions
 
 FILE = "model.engine"
 

@@ -13,7 +13,7 @@ from repblocks.errors import VerificationError
 Rows = list[tuple[str, ...]]
 
 FORM_HEADER = ("quantized form", "top-1 in float32", "top-1 quantized", "differing")
-LAYER_HEADER = ("layer", "weights", "outlier ratio", "channel ratio", "SQNR", "of the error")
+QUANTIZED_HEADER = ("layer", "weights", "outlier ratio", "channel ratio", "SQNR", "of the error")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class QuantizationReport:
         ]
 
     def layer_rows(self) -> Rows:
-        """Give a row a layer, under `LAYER_HEADER`, that with the largest error first."""
+        """Give a row a layer, under `QUANTIZED_HEADER`, that with the largest error first."""
         ordered = sorted(self.layers, key=lambda layer: -layer.error_share)
         return [
             (

@@ -1,0 +1,186 @@
+"""How long each form takes: in turn, warm, with one thread and all, for one image and many."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+
+from repblocks.deployment.formats import Run
+from repblocks.deployment.formats._program import silence
+from repblocks.deployment.runtimes import Contender, has_compiler, torch_threads
+from repblocks.folding.reference import Reference
+
+BATCH_SIZES = (1, 32)
+_LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 5, 50, 20.0
+
+Setting = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One form in one runtime and setting.
+
+    Args:
+        form: ``training form``, ``deployed form`` or the name of a written format.
+        runtime: What ran it.
+        threads: How many it might use.
+        batch: Images at a time.
+        median_ms: Of the runs, in milliseconds.
+        p90_ms: What nine in ten runs do not exceed.
+        verified: Whether what it gave there is what the training form gives, or, for a quantized
+            form, whether it was accepted by its accuracy.
+        fastest: Whether it is the fastest verified one of its setting.
+    """
+
+    form: str
+    runtime: str
+    threads: int
+    batch: int
+    median_ms: float
+    p90_ms: float
+    verified: bool
+    fastest: bool = False
+
+
+@dataclass(frozen=True)
+class Latency:
+    """All that was timed, and what could not be.
+
+    Args:
+        timings: In the order of settings, then of forms.
+        notes: What could not be timed, and why.
+    """
+
+    timings: tuple[Timing, ...]
+    notes: tuple[str, ...] = ()
+
+    def settings(self) -> Iterator[tuple[Setting, list[Timing]]]:
+        """Give threads and images at a time with their timings."""
+        for setting, timings in groupby(self.timings, key=lambda t: (t.threads, t.batch)):
+            yield setting, list(timings)
+
+    def fastest_forms(self) -> list[str]:
+        """Name the fastest verified form of each setting, each once."""
+        return list(dict.fromkeys(t.form for t in self.timings if t.fastest))
+
+
+def time_in_turn(
+    functions: Mapping[str, Callable[[], object]], seconds: float = _SECONDS
+) -> dict[str, list[float]]:
+    """Time functions one after the other, again and again, so that a busy machine slows all.
+
+    Args:
+        functions: By name; each is run twice before, to be warm.
+        seconds: About how long to go on; there are at least five rounds.
+
+    Returns:
+        The milliseconds of each run.
+    """
+    for function in functions.values():
+        function()
+    start = time.perf_counter()
+    for function in functions.values():
+        function()
+    one_round = time.perf_counter() - start
+    rounds = min(max(int(seconds / max(one_round, 1e-9)), _LEAST_ROUNDS), _MOST_ROUNDS)
+    taken: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return taken
+
+
+def measure_forms(
+    contenders: Sequence[Contender],
+    reference: Reference,
+    *,
+    accepted: Sequence[str] = (),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seconds: float = _SECONDS,
+) -> Latency:
+    """Time forms of a network against each other.
+
+    The threads of the process are the same afterwards.
+
+    Args:
+        contenders: What to time.
+        reference: The training form on some images, which each form is compared with.
+        accepted: Forms that are another function and were accepted by their accuracy.
+        batch_sizes: Images at a time.
+        seconds: About how long to time each setting.
+    """
+    notes = [] if has_compiler() else ["torch.compile was not timed: there is no C++ compiler."]
+    timings: list[Timing] = []
+    for threads in dict.fromkeys((1, num_cores())):
+        with torch_threads(threads), torch.inference_mode(), silence():
+            opened = _opened(contenders, threads, reference, accepted, notes)
+            for batch in batch_sizes:
+                timings += _timed(opened, threads, _images(reference, batch), seconds)
+    return Latency(tuple(timings), tuple(dict.fromkeys(notes)))
+
+
+def num_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+Opened = list[tuple[Contender, Run, bool]]
+
+
+def _opened(
+    contenders: Sequence[Contender],
+    threads: int,
+    reference: Reference,
+    accepted: Sequence[str],
+    notes: list[str],
+) -> Opened:
+    """Open each form and compare it; say which ones cannot be."""
+    found: Opened = []
+    for contender in contenders:
+        try:
+            run = contender.open(threads)
+            is_same = reference.compare_output(run(*reference.inputs)).passed
+        except Exception as error:  # noqa: BLE001 - runtimes and compilers have errors of their own
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            notes.append(f"{contender.form} in {contender.runtime} was not timed: {why}")
+            continue
+        found.append((contender, run, is_same or contender.form in accepted))
+    return found
+
+
+def _timed(opened: Opened, threads: int, images: Tensor, seconds: float) -> list[Timing]:
+    calls = {
+        str(number): (lambda run=run: run(images)) for number, (_, run, _) in enumerate(opened)
+    }
+    timings = [
+        Timing(
+            contender.form,
+            contender.runtime,
+            threads,
+            len(images),
+            median(taken),
+            quantiles(taken, n=10, method="inclusive")[-1],
+            is_verified,
+        )
+        for (contender, _, is_verified), taken in zip(
+            opened, time_in_turn(calls, seconds).values(), strict=True
+        )
+    ]
+    verified = [timing for timing in timings if timing.verified]
+    best = min(verified, key=lambda timing: timing.median_ms, default=None)
+    return [replace(timing, fastest=timing is best) for timing in timings]
+
+
+def _images(reference: Reference, count: int) -> Tensor:
+    images: Tensor = reference.inputs[0]
+    return images[torch.arange(count) % len(images)].contiguous()

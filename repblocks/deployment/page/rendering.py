@@ -1,0 +1,176 @@
+"""Put the page together from a report and the two forms of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from itertools import groupby
+from string import Template
+from typing import Any
+
+from torch import Tensor, nn
+
+from repblocks.deployment.page import pictures
+from repblocks.deployment.page.charts import bars, log_plot
+from repblocks.deployment.page.svg import paragraph, section, table, tag
+from repblocks.deployment.report import LAYER_HEADER, DeploymentReport
+
+
+def render_page(
+    report: DeploymentReport, training_form: nn.Module, folded: nn.Module, images: Tensor
+) -> str:
+    """Write the page, which loads nothing: no script, no font, no picture from elsewhere.
+
+    The same report gives the same text; what was measured stands in the section ``latency`` alone.
+
+    Args:
+        report: What was counted, compared and measured.
+        training_form: In evaluation mode.
+        folded: In evaluation mode.
+        images: ``(N, C, H, W)``, to run both once.
+    """
+    before = pictures.Recorded.of(training_form, images)
+    after = pictures.Recorded.of(folded, images)
+    sections = [
+        section(
+            "network",
+            "The network before and after",
+            pictures.legend(),
+            pictures.networks(before, after),
+        ),
+        section(
+            "block",
+            "One block, opened",
+            pictures.opened(before, after, report.blocks, report.fold),
+        ),
+        section("proof", "Is it the same function?", *_proof(report)),
+        section("folded", "What was folded, and what was left", *_folded(report)),
+        section("latency", "Latency", *_latency(report.measured)),
+        section("files", "Files", *_files(report)),
+    ]
+    template = files("repblocks.deployment.page").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=escape(report.title),
+        summary=paragraph(report.verdict()) + _cards(report),
+        body="\n".join(filter(None, sections)),
+    )
+
+
+def _cards(report: DeploymentReport) -> str:
+    before, after, found = report.training_form, report.deployed_form, report.agreement
+    cards = [
+        ("parameters", f"{after.parameters:,}", f"before: {before.parameters:,}"),
+        ("multiply-adds", f"{after.macs:,}", f"before: {before.macs:,}"),
+        ("convolutions", f"{after.convolutions}", f"before: {before.convolutions}"),
+        (
+            "difference",
+            f"{report.verification.rms_rel:.1e}",
+            f"allowed: {report.verification.tolerance:.1e}",
+        ),
+    ]
+    if found is not None:
+        cards[:0] = [
+            ("top-1", f"{found.deployed_top1:.2%}", f"before: {found.training_top1:.2%}"),
+            ("top-5", f"{found.deployed_top5:.2%}", f"before: {found.training_top5:.2%}"),
+        ]
+    items = [
+        tag("div", tag("dt", name) + tag("dd", value + tag("small", beside)))
+        for name, value, beside in cards
+    ]
+    return tag("dl", "".join(items), class_="cards")
+
+
+def _proof(report: DeploymentReport) -> list[str]:
+    parts = [
+        paragraph(report.proof),
+        table(("form", "difference", "allowed"), report.proof_rows()),
+    ]
+    if report.layers:
+        parts += [tag("h3", "Layer by layer"), _layer_plot(report)]
+    return parts
+
+
+def _layer_plot(report: DeploymentReport) -> str:
+    layers = report.layers
+    words = (
+        "RMS difference of each layer's output from a float64 run of the training form, relative "
+        "to that output, from the first layer to the last. Both forms round as they run; the "
+        "deployed form is right where its line is near that of the training form."
+    )
+    plot = log_plot(
+        "Relative error of each layer against float64",
+        [layer.path for layer in layers],
+        [
+            ("training form", "own", [layer.own_rms_rel for layer in layers]),
+            ("deployed form", "deployed", [layer.rms_rel for layer in layers]),
+        ],
+    )
+    numbers = table(LAYER_HEADER, report.layer_rows(), numbers_from=2)
+    summary = tag("summary", f"{len(layers)} layers in numbers")
+    return paragraph(words) + plot + tag("details", summary + numbers)
+
+
+def _folded(report: DeploymentReport) -> list[str]:
+    parts = []
+    if report.blocks:
+        parts.append(
+            table(("block", "kind", "parameters", "after"), report.block_rows(), numbers_from=2)
+        )
+    for title, header, rows in report.fold.tables() if report.fold else ():
+        parts.append(tag("h3", f"{title} ({len(rows)})"))
+        parts.append(
+            table(header, rows, numbers_from=len(header)) if rows else paragraph("Nothing.")
+        )
+    return parts
+
+
+def _latency(measured: Mapping[str, Any]) -> list[str]:
+    found = measured.get("latency")
+    if found is None:
+        taken = measured["latency_ms"]
+        return [
+            _bars(
+                measured["threads"],
+                measured["batch_size"],
+                [(name.replace("_", " "), value, None, "") for name, value in taken.items()],
+            )
+        ]
+    settings = groupby(found["timings"], key=lambda t: (t["threads"], t["batch"]))
+    charts = [
+        _bars(
+            *setting,
+            [
+                (f"{t['form']}, {t['runtime']}", t["median_ms"], t["p90_ms"], _mark(t))
+                for t in timings
+            ],
+        )
+        for setting, timings in settings
+    ]
+    words = "The fastest form of each setting that is the same function is green."
+    return [paragraph(words), *charts, *map(paragraph, found["notes"])]
+
+
+def _mark(timing: Mapping[str, Any]) -> str:
+    if timing["fastest"]:
+        return "best"
+    return "" if timing["verified"] else "wrong"
+
+
+def _bars(threads: int, batch: int, timings: Sequence[tuple[str, float, float | None, str]]) -> str:
+    rows = [
+        (
+            (name, f"{value:.2f} ms", "" if p90 is None else f"{p90:.2f} ms"),
+            value,
+            kind,
+        )
+        for name, value, p90, kind in timings
+    ]
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    images = "1 image" if batch == 1 else f"{batch} images"
+    return tag("h3", f"{count}, {images}") + bars(("form", "median", "p90", ""), rows)
+
+
+def _files(report: DeploymentReport) -> list[str]:
+    versions = ", ".join(f"{package} {number}" for package, number in report.versions.items())
+    return [table(("file", "size"), report.file_rows()), paragraph(f"Written with {versions}.")]
