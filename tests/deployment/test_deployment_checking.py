@@ -33,9 +33,9 @@ def folder(deployed: Deployed, tmp_path: Path) -> Path:
 
 def seal(folder: Path) -> None:
     """Write the manifest anew, as somebody would who changed a file on purpose."""
-    owners = {name: (one.form, one.executable) for name, one in read_manifest(folder).items()}
-    owners = {name: form for name, form in owners.items() if form[0]}
-    (folder / "manifest.json").write_text(json.dumps(describe_files(folder, owners)), "utf-8")
+    forms = {one.form for one in read_manifest(folder).values() if one.form}
+    content = describe_files(folder, map(get_format, sorted(forms)))
+    (folder / "manifest.json").write_text(json.dumps(content), "utf-8")
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -27,7 +27,15 @@ from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import fold_blocks
 
 Deployed = tuple[Path, DeploymentReport]
-FILES = ("config.json", "model.onnx", "model.pt2", "model.safetensors", "report.json", "report.md")
+FILES = (
+    "config.json",
+    "model.onnx",
+    "model.pt2",
+    "model.safetensors",
+    "report.html",
+    "report.json",
+    "report.md",
+)
 
 
 @pytest.fixture
