@@ -80,7 +80,7 @@ def _outputs(model: nn.Module, execute: Callable[[nn.Module], object]) -> dict[S
     def keeper(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
-                kept[path, calls[path]] = wide(output)
+                kept[path, calls[path]] = output.detach().clone()  # it may be overwritten
             calls[path] += 1
 
         return keep
@@ -104,4 +104,4 @@ def _same_value(outputs: Mapping[Site, Tensor]) -> list[list[Site]]:
 
 
 def _error(value: Tensor, truth: Tensor) -> float:
-    return rms(difference(value, truth)) / rms(truth)
+    return rms(difference(wide(value), truth)) / rms(truth)

@@ -126,7 +126,11 @@ def deploy(
         measured = _measure(before, after, example_input)
         if latency or AUTO in formats:
             contenders = all_contenders(before, after, chosen, folder)
-            found = measure_forms(contenders, Reference(before, example_input, torch.float32))
+            found = measure_forms(
+                contenders,
+                Reference(before, example_input, torch.float32),
+                accepted=[form.name for form in chosen if form.lossy],
+            )
             measured["latency"] = asdict(found)
             if AUTO in formats:
                 kept = {"safetensors", *formats, *found.fastest_forms()}

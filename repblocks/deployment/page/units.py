@@ -39,8 +39,9 @@ class Unit:
 
     @property
     def form(self) -> tuple[object, ...]:
-        """What it has in common with units that look like it."""
-        return self.kind, *((s.kind, s.label, s.detail, s.inputs, s.shape) for s in self.steps)
+        """What it has in common with units that look like it: all but the channels inside."""
+        looks = [(s.kind, s.label, s.detail.partition(", ")[2], s.inputs) for s in self.steps]
+        return self.kind, self.shape, *looks
 
 
 @dataclass(frozen=True)
