@@ -98,7 +98,7 @@ def accuracy(network: str, block: str, arguments: argparse.Namespace) -> dict[st
         "mean": mean(top1),
         "spread": stdev(top1) if len(top1) > 1 else 0.0,
         "differing": max(report["agreement"]["num_differing"] for report in reports),
-        "fold_error": max(report["verification"]["output"]["rms_rel"] for report in reports),
+        "fold_error": max(report["verification"]["rms_rel"] for report in reports),
         "parameters": reports[0]["training_form"]["parameters"],
         "parameters_folded": reports[0]["deployed_form"]["parameters"],
     }
