@@ -72,7 +72,7 @@ def train(network: str, seed: int, arguments: argparse.Namespace) -> None:
     command = [
         *(sys.executable, "train.py", "-m", "experiment=fashion_mnist", "export=weights"),
         *(f"model={network}", f"block={','.join(missing)}", f"seed={seed}"),
-        *(f"data.root={arguments.data.resolve()}", "data.batch_size=64"),
+        *(f"data.root={arguments.data.resolve()}", f"data.batch_size={BATCH}"),
         *(f"trainer.max_epochs={arguments.epochs}", "+model.stem_stride=2"),
         f"+trainer.limit_train_batches={arguments.share}",
         f"hydra.sweep.dir={arguments.output.resolve()}",
