@@ -72,7 +72,7 @@ def train(network: str, seed: int, arguments: argparse.Namespace) -> None:
     command = [
         *(sys.executable, "train.py", "-m", "experiment=fashion_mnist", "export=weights"),
         *(f"model={network}", f"block={','.join(missing)}", f"seed={seed}"),
-        *(f"data.root={arguments.data.resolve()}", "data.batch_size=64"),
+        *(f"data.root={arguments.data.resolve()}", f"data.batch_size={BATCH}"),
         *(f"trainer.max_epochs={arguments.epochs}", "+model.stem_stride=2"),
         f"+trainer.limit_train_batches={arguments.share}",
         f"hydra.sweep.dir={arguments.output.resolve()}",
@@ -98,7 +98,7 @@ def accuracy(network: str, block: str, arguments: argparse.Namespace) -> dict[st
         "mean": mean(top1),
         "spread": stdev(top1) if len(top1) > 1 else 0.0,
         "differing": max(report["agreement"]["num_differing"] for report in reports),
-        "fold_error": max(report["verification"]["output"]["rms_rel"] for report in reports),
+        "fold_error": max(report["verification"]["rms_rel"] for report in reports),
         "parameters": reports[0]["training_form"]["parameters"],
         "parameters_folded": reports[0]["deployed_form"]["parameters"],
     }
