@@ -299,7 +299,7 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
         ("formats=[onxx]", "Unknown export format 'onxx'. Did you mean 'onnx'"),
         (
             "onnx_export.pixels=true",
-            "the format onnx, which is not among the formats: safetensors.",
+            "about the format onnx, not among the formats: safetensors.",
         ),
         ("formats=[]", "at least one export format, got none"),
         ("onnx_export.pixels=7", "onnx_export.pixels must be true or false, got 7"),

@@ -87,10 +87,11 @@ def test_each_command_downloads_what_is_missing(command, tmp_path_factory, monke
     command(train.main, "data=fashion_mnist", "data.root=a", "data.download=true", *QUICK)
     assert len(downloads) == 4, "once, and not again for the deployment"
     checkpoint = "ckpt_path=run/checkpoints/best.ckpt"
-    printed = command(deploy.main, checkpoint, "data.root=b", "output=x", "export=weights")
+    told = "data.download=true"
+    printed = command(deploy.main, checkpoint, "data.root=b", told, "output=x", "export=weights")
     assert "differs for 0 of 4 validation images" in printed
     assert len(downloads) == 8
-    printed = command(train.main, "mode=validate", checkpoint, "data.root=c", *QUICK[2:5])
+    printed = command(train.main, "mode=validate", checkpoint, "data.root=c", told, *QUICK[2:5])
     assert "4 images" in printed
     assert len(downloads) == 12
 

@@ -15,6 +15,8 @@ from repblocks.blocks import create_block
 from repblocks.folding.switch import switch_blocks
 
 NAME = "deployment_test_net"
+#: The files of every artifact, beside those of its forms.
+ALWAYS = ("manifest.json", "report.html", "report.json", "report.md")
 KWARGS = {"num_classes": 7, "in_chans": 3, "block": "repvgg", "block_options": {}}
 PREPROCESSING = {
     "input_size": [3, 12, 12],

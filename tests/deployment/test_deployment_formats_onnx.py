@@ -13,7 +13,7 @@ import torch
 from deployment_nets import DESCRIPTION, PREPROCESSING, images, trained_net
 from torch import Tensor, nn
 
-from repblocks.deployment import pipeline
+from repblocks.deployment import written
 from repblocks.deployment.formats import Export, get_format
 from repblocks.deployment.formats._pixels import Normalise, normalisation
 from repblocks.deployment.onnx_options import OnnxOptions
@@ -55,7 +55,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         seen.append(batch)
         return Reference(model, batch, batch.dtype)
 
-    monkeypatch.setattr(pipeline, "_reference", collect)
+    monkeypatch.setattr(written, "_reference", collect)
     return seen
 
 

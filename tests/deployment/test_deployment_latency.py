@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from deployment_nets import images, trained_net
+from deployment_nets import ALWAYS, images, trained_net
 from test_deployment_pipeline import deploy_again
 from torch import Tensor
 
 from repblocks.deployment import latency, pipeline, runtimes
-from repblocks.deployment.formats import check_formats, get_format, list_formats
+from repblocks.deployment.formats import check_formats, get_format
 from repblocks.deployment.latency import Latency, Timing, measure_forms, time_in_turn
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.runtimes import (
@@ -175,7 +175,7 @@ def test_auto_stands_for_exact_forms_without_code(monkeypatch: pytest.MonkeyPatc
     found = check_formats(["auto"])
     assert {"safetensors", "onnx", "pt2"} <= {form.name for form in found}
     assert not any(form.lossy or form.executable for form in found)
-    with_more = check_formats([*list_formats()[:1], "auto"])
+    with_more = check_formats([found[0].name, "auto"])
     assert [form.name for form in with_more] == [form.name for form in found]
     registry = __import__("repblocks.deployment.formats._registry", fromlist=["_FORMATS"])._FORMATS
     monkeypatch.setitem(registry, "onnx", replace(get_format("onnx"), executable=True))
@@ -191,7 +191,7 @@ def test_auto_keeps_the_weights_and_the_fastest(
     monkeypatch.setattr(pipeline, "all_contenders", lambda _a, _b, formats, _folder: list(formats))
     report = deploy_again(tmp_path / "artifact", formats=["auto"])
     names = {path.name for path in (tmp_path / "artifact").iterdir()}
-    always = {"config.json", "model.safetensors", "report.json", "report.md", "report.html"}
+    always = {"config.json", "model.safetensors", *ALWAYS}
     assert names == always | kept
     assert set(report.forms) == {"safetensors"} | ({best} & {"onnx", "pt2"})
     assert report.measured["latency"]["timings"][0]["form"] == best

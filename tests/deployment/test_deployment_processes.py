@@ -87,7 +87,7 @@ def test_the_manifest_knows_the_run(twice: list[Path]) -> None:
     assert content["run"] == {"config": CONFIG, "versions": {}, "git_commit": "abc"}
     first, second = map(read_manifest, twice)
     assert {name for name in first if first[name] != second[name]} <= {
-        *("report.json", "report.md", "model.pt2")
+        *("report.json", "report.md", "report.html", "model.pt2")
     }
 
 

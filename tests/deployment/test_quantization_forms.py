@@ -13,6 +13,7 @@ import pytest
 import torch
 from deployment_nets import DESCRIPTION, images, trained_net, write_checkpoint
 from rich.console import Console
+from test_report_page import Page
 from torch import Tensor
 
 from repblocks.data import SyntheticDataModule
@@ -106,6 +107,10 @@ def test_the_report_says_what_each_layer_loses(quantized: Deployed) -> None:
     assert f"| onnx_int8 | 100.00% | {top1} |" in page
     assert "| body.1.conv |" in page
     assert top1 in console.export_text()
+    shown = Page((output / "report.html").read_text(encoding="utf-8"))
+    assert shown.texts[f"quantization: {top1}"] >= 1
+    assert all(shown.texts[f"quantization: {layer['path']}"] == 1 for layer in saved["layers"])
+    assert shown.count("quantization", "rect") == 3
 
 
 def test_the_same_images_give_the_same_bytes(quantized: Deployed, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import timm
 import torch
 import yaml
+from deployment.onnx_graphs import Graph, repvgg_unit
 
 import repblocks
 
@@ -36,6 +38,7 @@ KINDS = {
     "quick start": r"uv run train\.py",
     "deploy newest": r"uv run deploy\.py",
     "any network": r"uv run deploy\.py model=.*",
+    "fold a file": r"uv run deploy\.py onnx=model\.onnx",
     "deploy": r"uv run deploy\.py .*",
     "sweep": r"uv run train\.py -m .*",
     "validate": r"uv run train\.py mode=validate .*",
@@ -212,7 +215,7 @@ def test_the_newest_run_is_deployed(command, folder):
     assert not (runs / "old/artifact").exists()
     written = {path.name for path in (runs / "new/artifact").iterdir()}
     said = re.search(r"written as (.*?)\. Each file", README, re.S)[1]
-    assert written == set(re.findall(r"`([\w.]+)`", said.replace("` + `", "` `")))
+    assert written == set(re.findall(r"`([\w.]+)`", said))
 
 
 @commands("deploy")
@@ -220,6 +223,17 @@ def test_a_checkpoint_is_deployed_where_told(command, folder):
     run(folder, command, "formats=[safetensors]")
     network = repblocks.load(folder / "DIR")
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
+@commands("fold a file")
+def test_a_file_with_branches_is_folded(command, tmp_path):
+    graph = Graph()
+    graph.output(repvgg_unit(graph, graph.input(2, 4, 6, 6), 4))
+    graph.save(tmp_path / "model.onnx")
+    run(tmp_path, command)
+    (folded,) = tmp_path.glob("outputs/deploy/*/model.onnx")
+    kinds = [node.op_type for node in onnx.load(folded).graph.node]
+    assert kinds.count("Conv") == 1
 
 
 @commands("any network")

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from repblocks.deployment.page import pictures
 from repblocks.deployment.page.charts import bars, log_plot
 from repblocks.deployment.page.svg import paragraph, section, table, tag
+from repblocks.deployment.quantization.report import (
+    FORM_HEADER,
+    QUANTIZED_HEADER,
+    QuantizationReport,
+)
 from repblocks.deployment.report import LAYER_HEADER, DeploymentReport
 
 
@@ -46,6 +51,7 @@ def render_page(
         ),
         section("proof", "Is it the same function?", *_proof(report)),
         section("folded", "What was folded, and what was left", *_folded(report)),
+        section("quantization", "In 8 bits", *_quantized(report.quantization)),
         section("latency", "Latency", *_latency(report.measured)),
         section("files", "Files", *_files(report)),
     ]
@@ -123,6 +129,22 @@ def _folded(report: DeploymentReport) -> list[str]:
             table(header, rows, numbers_from=len(header)) if rows else paragraph("Nothing.")
         )
     return parts
+
+
+def _quantized(found: QuantizationReport | None) -> list[str]:
+    if found is None:
+        return []
+    shares = [layer.error_share for layer in found.layers_by_error()]
+    words = (
+        "What each layer alone loses when its weights and its input are rounded, before anything "
+        "is done about it, as a share of what all of them lose:"
+    )
+    layers = zip(found.layer_rows(), shares, strict=True)
+    return [
+        table(FORM_HEADER, found.form_rows()),
+        paragraph(words),
+        bars((*QUANTIZED_HEADER, ""), [(row, share, "") for row, share in layers]),
+    ]
 
 
 def _latency(measured: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,6 @@ class QuantizationReport:
 
     def layer_rows(self) -> Rows:
         """Give a row a layer, under `QUANTIZED_HEADER`, that with the largest error first."""
-        ordered = sorted(self.layers, key=lambda layer: -layer.error_share)
         return [
             (
                 layer.path,
@@ -57,8 +56,12 @@ class QuantizationReport:
                 "exact" if layer.sqnr_db is None else f"{layer.sqnr_db:.1f} dB",
                 f"{layer.error_share:.1%}",
             )
-            for layer in ordered
+            for layer in self.layers_by_error()
         ]
+
+    def layers_by_error(self) -> list[LayerFriendliness]:
+        """Give the layers, that with the largest error first."""
+        return sorted(self.layers, key=lambda layer: -layer.error_share)
 
 
 def check_drop(file: str, found: Agreement, largest: float | None) -> None:
