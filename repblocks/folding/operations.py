@@ -5,6 +5,7 @@ What a module does stands in the table of the algebra, which the blocks use too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -107,7 +108,14 @@ def _kind_and_macs(step: Step, module: nn.Module) -> tuple[Kind, int]:
     is_nothing = isinstance(
         module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
     )
-    return (Kind.MOVE if is_nothing else Kind.OTHER), 0
+    return (Kind.MOVE if is_nothing else Kind.OTHER), _macs_of_layers_in(step, module)
+
+
+def _macs_of_layers_in(step: Step, module: nn.Module) -> int:
+    """Count what the layers inside a node of branches cost, each at the positions of its output."""
+    layers = [m.weight.numel() for m in module.modules() if isinstance(m, Conv | nn.Linear)]
+    positions = math.prod(n for axis, n in enumerate(step.shape or ()) if axis != 1)
+    return positions * sum(layers)
 
 
 def _channel_axis(module: nn.Module, operand: Step) -> int | None:

@@ -13,7 +13,7 @@ LAST = torch.channels_last
 def is_merged(monkeypatch, name, channels, kernel_size, shape, layout=None, **options):
     """Tell whether `auto` merges a block for an input of a shape."""
     for run in ("run_merged", "run_dense"):
-        monkeypatch.setattr(dispatch, run, lambda _, x: x)
+        monkeypatch.setattr(dispatch, run, lambda _, x, **_options: x)
     block = block_of(name, channels, channels, kernel_size, **options).float()
     x = torch.zeros(shape).to(memory_format=layout or torch.contiguous_format)
     return dispatch.execute(block.branches, x, "auto") is x
@@ -85,7 +85,7 @@ def test_few_pointwise_branches(monkeypatch, branches, layout, expected):
 def test_kernels_are_composed_where_positions_are_many(
     monkeypatch, channels, groups, size, expected
 ):
-    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x: x + 1)
+    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x, **_options: x + 1)
     block = block_of("repvgg", channels, channels, 3, groups=groups, post_norm=True).float()
     x = torch.zeros(1, channels, size, size)
     is_composed = torch.equal(
@@ -108,7 +108,7 @@ def test_kernels_are_composed_where_positions_are_many(
 def test_frozen_branches_are_summed_where_they_cost_more(
     monkeypatch, name, kernel_size, options, size, expected
 ):
-    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x: x)
+    monkeypatch.setattr(dispatch, "run_in_weight_space", lambda _, x, **_options: x)
     block = block_of(name, 32, 32, kernel_size, **options).float()
     for norm in filter(is_batch_norm, block.modules()):
         norm.eval()

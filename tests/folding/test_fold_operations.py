@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from call_tape import executed
 from test_fold_moves import Code, count, folded_exactly
 from torch import nn
 from torch.nn import functional
+from truth import calibrate
+
+from repblocks.blocks.repnext_chunk import RepNeXtChunkBlock
+from repblocks.branches.nodes import SplitConcat
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +103,12 @@ def test_zero_padding_stands_between_layers_without_a_bias_only():
 
     assert len(folded_exactly(model(False), 2, 8, 6, 7).fold_report.folded) == 1
     assert count(folded_exactly(model(True), 2, 8, 6, 7), nn.Conv2d) == 2
+
+
+def test_layers_inside_a_node_of_branches_are_counted():
+    block = RepNeXtChunkBlock(16).double()
+    x = torch.randn(2, 16, 7, 6, dtype=torch.float64)
+    calibrate(block, x)
+    result = folded_exactly(nn.Sequential(block, nn.Conv2d(16, 3, 1)), 2, 16, 7, 6)
+    assert any(isinstance(m, SplitConcat) for m in result.modules())
+    assert result.fold_report.macs_after == executed(result, x)["macs"] // len(x)
