@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.errors import ConfigurationError
+from repblocks.execution.once import once
 from repblocks.execution.synchronising import joint, process_group
 
 
@@ -36,9 +36,10 @@ class _Variances(Function):
         return (product * weight).sum(2)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        weight, product = ctx.saved_tensors
+    @once
+    def backward(ctx: Any, saved: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
+        del ctx
+        weight, product = saved
         scaled = gradient.unsqueeze(2)
         return 2 * scaled * product, weight.transpose(1, 2) @ (scaled * weight)
 

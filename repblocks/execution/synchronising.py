@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 def process_group(norms: Sequence[BatchNorm]) -> Any | None:
     """Return the processes that synchronised norms share their statistics with, if any."""
     synchronised = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
-    if not synchronised or not distributed.is_initialized():
+    if not synchronised or not distributed.is_available() or not distributed.is_initialized():
         return None
     group = synchronised[0].process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
@@ -53,6 +53,4 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient, group=ctx.group)
-        return gradient, None
+        return _summed(gradient, ctx.group), None

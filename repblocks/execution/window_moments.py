@@ -47,8 +47,8 @@ class Windows:
         return prod([(size + axis.slack) // axis.stride + 1 for size, axis in sizes])
 
     def count(self, x: Tensor) -> int:
-        """Return how many vectors are read."""
-        return x.shape[0] * self.positions(x)
+        """Return how many vectors are read, one at least."""
+        return max(x.shape[0], 1) * self.positions(x)
 
     def lags(self, x: Tensor) -> Lags | None:
         """Return the differences of two taps, where products depend on nothing else."""
@@ -164,8 +164,8 @@ class Windows:
 
     def read_groups(self, x: Tensor) -> Tensor:
         """Return what each group reads, ``(G, DK, M)``."""
-        taps = self.read(x)
-        return taps.view(self.groups, -1, taps.shape[2])
+        taps = self.read(x)  # of one image, perhaps a view of it
+        return taps.reshape(self.groups, -1, taps.shape[2])
 
     def _view(self, image: Tensor) -> Tensor:
         """View a padded input as ``(N, C, *P, *k)``."""
