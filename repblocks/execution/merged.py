@@ -22,7 +22,7 @@ from repblocks.execution.convolving import sampled
 from repblocks.execution.moments import Reading, run_kernel, with_moments
 from repblocks.execution.pointwise_moments import Channels
 from repblocks.execution.reading import NormedConv, Split
-from repblocks.execution.statistics import normalise, variances
+from repblocks.execution.statistics import normalise, resolved, variances
 from repblocks.execution.window_moments import Windows
 
 
@@ -80,7 +80,7 @@ def _run(
         offsets = (weight @ offset.unsqueeze(2)).flatten(1)
         inputs = len(parts.merged) - len(weight)
         if inputs:
-            diagonal = covariance.diagonal(dim1=1, dim2=2).flatten()
+            diagonal = covariance.diagonal(dim1=1, dim2=2).flatten().clamp_min(0)
             means = torch.cat([means, mean.flatten().expand(inputs, -1)])
             spread = torch.cat([spread, diagonal.expand(inputs, -1)])
             offsets = torch.cat([offsets, offset.flatten().expand(inputs, -1)])
@@ -96,5 +96,6 @@ def _run(
 def _statistics(weight: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and variance ``(B, O)`` of each row of ``weight (B, G, R, D)``."""
     means = (weight @ mean.unsqueeze(2)).flatten(1)
-    spread = variances(weight.transpose(0, 1).flatten(1, 2), covariance)
+    rows = weight.transpose(0, 1).flatten(1, 2)
+    spread = resolved(variances(rows, covariance), (rows, covariance.diagonal(dim1=1, dim2=2)))
     return means, spread.view(weight.shape[1], len(weight), -1).transpose(0, 1).flatten(1)

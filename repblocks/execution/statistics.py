@@ -26,6 +26,22 @@ def variances(weight: Tensor, covariance: Tensor) -> Tensor:
     return result
 
 
+def resolved(spread: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Return variances ``(G, R)`` of which none is less than the rounding of its own terms.
+
+    Where the terms of ``w C w`` cancel, fewer digits are left than in the output of a branch: none
+    where the result is as small as the precision times the terms. It may have any sign then.
+
+    Args:
+        spread: The variances.
+        parts: Weights ``(G, R, D)``, and the variances ``(G, D)`` or ``(D,)`` of what they weigh.
+    """
+    with torch.no_grad():
+        own = [weight.square() @ each.clamp_min(0).unsqueeze(-1) for weight, each in parts]
+        least = torch.finfo(spread.dtype).eps * reduce(torch.add, own).squeeze(2)
+    return spread.clamp_min(least)
+
+
 class _Variances(Function):
     """``w C w`` for each row ``w``; the product that its gradient needs again is kept."""
 
