@@ -146,7 +146,6 @@ class ConvBlock(RepBlock):
     ) -> None:
         super().__init__()
         check_options(type(self), options)
-        check_execution(execution)
         self.execution = execution
         self.shape = ConvShape.create(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim
@@ -174,6 +173,16 @@ class ConvBlock(RepBlock):
     @abstractmethod
     def build_branches(cls, shape: ConvShape) -> nn.Module:
         """Return the tree of branches for a shape; keyword-only arguments are options."""
+
+    @property
+    def execution(self) -> str:
+        """How the branches are computed in training."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: str) -> None:
+        check_execution(execution)
+        self._execution = execution
 
     @property
     def is_deployed(self) -> bool:

@@ -23,7 +23,6 @@ from repblocks.execution.convolving import (
     gradient_of_weight,
     wide,
 )
-from repblocks.execution.moments import centre_of
 from repblocks.execution.once import once
 from repblocks.execution.window_moments import Windows
 
@@ -74,7 +73,7 @@ class _Moments(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reading: Windows) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            centre = centre_of(x)
+            centre = wide(x[:1]).flatten(2).mean((0, 2))
             centred = reading.centred(wide(x), centre)
             count = reading.count(x)
             summed = reading.read_groups(centred.sum(0, keepdim=True))

@@ -68,7 +68,7 @@ class Lags:
         rows, columns = self.sizes
         # Lags (a, b) with a >= 0; the others are theirs by symmetry.
         images = max(_POSITIONS // (x.shape[2] * x.shape[3]), 1)
-        half = reduce(torch.add, [self._half(part, groups) for part in x.split(images)])
+        half = reduce(torch.add, [self._half(part, groups) for part in torch.split(x, images)])
         half = half[..., :rows, : 2 * columns - 1]
         half = half.reshape(groups, half.shape[1], half.shape[1], rows, -1)
         full = torch.cat([half[..., 1:, :].flip(3, 4).transpose(1, 2), half], 3)

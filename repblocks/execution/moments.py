@@ -33,7 +33,7 @@ class Reading(Protocol):
         """Where the taps read."""
 
     def count(self, x: Tensor) -> int:
-        """Return how many vectors are read, one at least: what sums are divided by."""
+        """Return how many vectors are read."""
 
     def offset(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the mean ``(G, D)`` of what is read of an image that is the centre everywhere."""
@@ -77,7 +77,7 @@ class _Moments(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reading: Reading) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            centre = centre_of(x)
+            centre = wide(x[:1]).flatten(2).mean((0, 2))
             mean, covariance = reading.moments(x, centre)
         ctx.reading = reading
         ctx.save_for_backward(x, centre, mean)
@@ -123,12 +123,6 @@ class _Kernel(Function):
         precise = wide(g)
         of_kernel = reading.product(precise, wide(x), centre)
         return of_x, of_kernel, precise.flatten(2).sum((0, 2)), None, None
-
-
-def centre_of(x: Tensor) -> Tensor:
-    """Return the mean ``(C,)`` of the first image; zeros if there is none."""
-    first = wide(x[:1]).flatten(2)
-    return first.sum((0, 2)) / first.shape[2]
 
 
 def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:

@@ -33,8 +33,8 @@ class Channels:
         return (Axis(),) * self.ndim
 
     def count(self, x: Tensor) -> int:
-        """Return how many vectors are read, one at least."""
-        return max(x.shape[0], 1) * x[:1, 0].numel()
+        """Return how many vectors are read."""
+        return x.numel() // x.shape[1]
 
     def offset(self, x: Tensor, centre: Tensor) -> Tensor:
         """Return the centre, ``(G, D)``."""

@@ -87,11 +87,11 @@ def normalise(
         _update(norms, means + offsets, spread * (count / (count - 1)))
     epsilon = means.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
     scales = (spread + epsilon).rsqrt()
-    if norms[0].affine:
+    if norms[0].weight is not None:
         scales = torch.stack([norm.weight for norm in norms]) * scales
     shift = -(scales * means).sum(0)
     # One after the other: the gradients of a stack's sum would all be one and the same memory.
-    return scales, reduce(torch.add, (norm.bias for norm in norms if norm.affine), shift)
+    return scales, reduce(torch.add, (n.bias for n in norms if n.bias is not None), shift)
 
 
 def _update(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:

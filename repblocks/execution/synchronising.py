@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 
@@ -17,6 +18,14 @@ def process_group(norms: Sequence[BatchNorm]) -> Any | None:
         return None
     group = synchronised[0].process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
+
+
+def present(x: Tensor) -> Tensor:
+    """Return a batch, or one image of zeros for none, of which nothing is counted.
+
+    A process without images takes part in the sums over all processes, in both directions.
+    """
+    return x if len(x) else functional.pad(x, [0, 0] * (x.ndim - 1) + [0, 1])
 
 
 def joint(

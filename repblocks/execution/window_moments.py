@@ -47,8 +47,8 @@ class Windows:
         return prod([(size + axis.slack) // axis.stride + 1 for size, axis in sizes])
 
     def count(self, x: Tensor) -> int:
-        """Return how many vectors are read, one at least."""
-        return max(x.shape[0], 1) * self.positions(x)
+        """Return how many vectors are read."""
+        return x.shape[0] * self.positions(x)
 
     def lags(self, x: Tensor) -> Lags | None:
         """Return the differences of two taps, where products depend on nothing else."""
@@ -220,10 +220,15 @@ def _remembered(compute: Compute, axes: tuple[Axis, ...], x: Tensor, dtype: torc
     place = (tuple(x.shape[2:]), dtype, x.device)
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return compute(axes, place)
-    return _known(compute, axes, place)
+    known = _known_small if compute in (_mask_mean, _mask_covariance) else _known_images
+    return known(compute, axes, place)
 
 
-@lru_cache(maxsize=256)
-def _known(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
+def _computed(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return compute(axes, place)
+
+
+_known_small = lru_cache(maxsize=256)(_computed)
+#: As large as the taps of an image of one channel each, and quickly made anew.
+_known_images = lru_cache(maxsize=4)(_computed)
