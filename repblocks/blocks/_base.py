@@ -94,7 +94,21 @@ class RepBlock(nn.Module, ABC):
         return tuple(name for name in self.decayed if name in present)
 
 
-class ConvBlock(RepBlock):
+class Executed(nn.Module):
+    """A module with branches, and a choice of how they are computed in training."""
+
+    @property
+    def execution(self) -> str:
+        """How the branches are computed in training; it may be set at any time."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: str) -> None:
+        check_execution(execution)
+        self._execution = execution
+
+
+class ConvBlock(RepBlock, Executed):
     """A block that replaces convolution, normalisation and activation.
 
     A subclass says what its branches are, in :meth:`build_branches`; the keyword-only arguments of
@@ -175,16 +189,6 @@ class ConvBlock(RepBlock):
         """Return the tree of branches for a shape; keyword-only arguments are options."""
 
     @property
-    def execution(self) -> str:
-        """How the branches are computed in training."""
-        return self._execution
-
-    @execution.setter
-    def execution(self, execution: str) -> None:
-        check_execution(execution)
-        self._execution = execution
-
-    @property
     def is_deployed(self) -> bool:
         """Whether the branches have become one convolution."""
         return self.branches is None
@@ -230,7 +234,7 @@ def set_execution(model: nn.Module, execution: str) -> None:
     """
     check_execution(execution)
     for module in model.modules():
-        if isinstance(module, ConvBlock):
+        if isinstance(module, Executed):
             module.execution = execution
 
 
