@@ -51,11 +51,9 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
             never by values. What cannot be done runs branch by branch; for any but ``"auto"`` with
             a warning.
     """
-    if execution == "branchwise" or not branches.training:
-        return branches(x)
-    if execution == "auto":
+    if execution == "auto" and branches.training:
         execution = _chosen(branches, x)
-    if execution == "branchwise":
+    if execution == "branchwise" or not branches.training:
         return branches(x)
     done, reason = _together(branches, x, execution)
     if done is not None:
