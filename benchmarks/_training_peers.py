@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import byobnet, fastvit, repvit
+from timm.models import byobnet, fastvit
 from torch import nn
 
 from repblocks.blocks import ConvBlock
@@ -54,8 +54,6 @@ PEERS: dict[str, list[Peer]] = {
     ],
     "repvgg": [Peer("timm byobnet", lambda c, k, _: byobnet.RepVggBlock(c, c, k), _REPVGG)],
 }
-#: It has no counterpart among our blocks, and is timed as it is.
-REPVIT = repvit.RepVggDw
 
 
 def peers_of(block: ConvBlock, name: str) -> dict[str, nn.Module]:

@@ -94,7 +94,21 @@ class RepBlock(nn.Module, ABC):
         return tuple(name for name in self.decayed if name in present)
 
 
-class ConvBlock(RepBlock):
+class Executed(nn.Module):
+    """A module with branches, and a choice of how they are computed in training."""
+
+    @property
+    def execution(self) -> str:
+        """How the branches are computed in training; it may be set at any time."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: str) -> None:
+        check_execution(execution)
+        self._execution = execution
+
+
+class ConvBlock(RepBlock, Executed):
     """A block that replaces convolution, normalisation and activation.
 
     A subclass says what its branches are, in :meth:`build_branches`; the keyword-only arguments of
@@ -146,7 +160,6 @@ class ConvBlock(RepBlock):
     ) -> None:
         super().__init__()
         check_options(type(self), options)
-        check_execution(execution)
         self.execution = execution
         self.shape = ConvShape.create(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, ndim
@@ -221,7 +234,7 @@ def set_execution(model: nn.Module, execution: str) -> None:
     """
     check_execution(execution)
     for module in model.modules():
-        if isinstance(module, ConvBlock):
+        if isinstance(module, Executed):
             module.execution = execution
 
 

@@ -25,16 +25,18 @@ from typing import final
 from torch import Tensor, nn
 
 from repblocks.algebra.kernel import per_axis
+from repblocks.blocks._base import Executed
 from repblocks.blocks._registry import register_stage_block
 from repblocks.blocks._stage import Affine, StageBlock, hidden_channels, pointwise
 from repblocks.blocks._tail import SqueezeExcite, create_activation
 from repblocks.branches import ConvShape, OnPatches, Size, Sum, check_count, check_kernel_sizes
 from repblocks.errors import ConfigurationError
+from repblocks.execution import execute
 
 
 @final
 @register_stage_block("rep_mlp")
-class RepMLPBlock(StageBlock):
+class RepMLPBlock(StageBlock, Executed):
     """A layer over patches and convolutions of them, gated; then a pointwise bottleneck.
 
     Args:
@@ -47,6 +49,7 @@ class RepMLPBlock(StageBlock):
         mlp_ratio: Hidden channels of the bottleneck as a multiple of C; None for none.
         activation: Of the bottleneck, a torch activation in lower case.
         ndim: 1, 2 or 3 spatial axes.
+        execution: How the layer and the convolutions beside it are computed in training.
 
     Raises:
         ConfigurationError: if an argument is out of range.
@@ -63,8 +66,10 @@ class RepMLPBlock(StageBlock):
         mlp_ratio: float | None = 4.0,
         activation: str = "gelu",
         ndim: int = 2,
+        execution: str = "auto",
     ) -> None:
         super().__init__()
+        self.execution = execution
         check_count("dim", dim)
         check_count("num_sets", num_sets)
         if dim % num_sets:
@@ -129,5 +134,5 @@ class RepMLPBlock(StageBlock):
         first = [0, *range(2, 2 + 2 * ndim, 2), 1, *range(3, 3 + 2 * ndim, 2)]
         back = [0, 1 + ndim, *(i for n in range(ndim) for i in (1 + n, 2 + ndim + n))]
         patches = x.reshape(-1, channels, *parts).permute(first)
-        mixed = self.mixer(patches.reshape(-1, self.values, 1))
+        mixed = execute(self.mixer, patches.reshape(-1, self.values, 1), self.execution)
         return mixed.reshape(-1, *counts, channels, *self.patch_size).permute(back).reshape(x.shape)

@@ -19,6 +19,21 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def convolved_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a convolution computes: that of autocast, where it is on."""
+    kind = x.device.type
+    is_cast = torch.is_autocast_enabled(kind) and x.is_floating_point()
+    return torch.get_autocast_dtype(kind) if is_cast and x.dtype != torch.float64 else x.dtype
+
+
+def convolved(x: Tensor) -> Tensor:
+    """Return the input as a convolution reads it, and as its output is: cast by autocast.
+
+    A BatchNorm of the input itself does not cast, nor then does a sum with it.
+    """
+    return x.to(convolved_dtype(x))
+
+
 def padded(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     """Pad the spatial axes of ``(N, C, *spatial)`` with zeros; negative crops."""
     # The last axis comes first in functional.pad.

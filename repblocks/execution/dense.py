@@ -20,10 +20,12 @@ from repblocks.algebra.affine import embed
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv
 from repblocks.branches import AveragePool, Sum
+from repblocks.execution.convolving import convolved
 from repblocks.execution.dense_moments import dense_moments, run_dense_kernel
 from repblocks.execution.dense_reading import DenseBranch, DenseSplit
 from repblocks.execution.reading import steps_of
 from repblocks.execution.statistics import normalise
+from repblocks.execution.synchronising import present
 from repblocks.execution.taps import Rows, Taps
 from repblocks.execution.window_moments import Windows
 
@@ -31,13 +33,16 @@ from repblocks.execution.window_moments import Windows
 def run_dense(parts: DenseSplit, x: Tensor) -> Tensor:
     """Map ``(N, C_in, H, W)`` to the sum of all branches, ``(N, C_out, H, W)``."""
     reading = Windows(parts.groups, parts.axes)
-    moments = dense_moments(x, reading)
+    has_kernels = all(b.inner is not None or isinstance(b.outer, Conv) for b in parts.merged)
+    moments = dense_moments(present(convolved(x) if has_kernels else x), reading)
     with torch.autocast(x.device.type, enabled=False):
         every = Taps.each(moments, reading)
-        merging = _Merging(parts.axes, moments.centre, every, reading.count(x), parts.centre)
+        count = len(x) and reading.count(x)  # of an image that stands for none, nothing
+        merging = _Merging(parts.axes, moments.centre, every, count, parts.centre)
         kernels = [merging.normed(branch) for branch in parts.merged]
         kernel, inside, shift = (reduce(torch.add, same) for same in zip(*kernels, strict=True))
     total = run_dense_kernel(moments, kernel, inside, shift, reading)
+    total = total if len(x) else total[:0]
     for branch in parts.others:
         total = total + branch(x)
     return total

@@ -23,7 +23,7 @@ from repblocks.execution.convolving import (
     gradient_of_weight,
     wide,
 )
-from repblocks.execution.moments import once
+from repblocks.execution.once import once
 from repblocks.execution.window_moments import Windows
 
 
@@ -73,7 +73,7 @@ class _Moments(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reading: Windows) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            centre = wide(x)[:1].flatten(2).mean((0, 2))
+            centre = wide(x[:1]).flatten(2).mean((0, 2))
             centred = reading.centred(wide(x), centre)
             count = reading.count(x)
             summed = reading.read_groups(centred.sum(0, keepdim=True))
@@ -95,21 +95,28 @@ class _Moments(Function):
         )
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x, centre, mean = ctx.saved_tensors
+    @once
+    def backward(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        of_x: Tensor,
+        _: None,
+        __: None,
+        of_mean: Tensor,
+        of_covariance: Tensor,
+        of_cross: Tensor,
+    ) -> tuple[Tensor, None]:
+        x, centre, mean = saved
         reading: Windows = ctx.reading
-        of_x, _, _, of_mean, of_covariance, of_cross = gradients
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            centred = reading.centred(wide(x), centre)
-            count = reading.count(x)
-            weight = of_covariance * (2 / count)  # it is symmetric: a sum of squares
-            constant = of_mean.reshape(mean.shape) / count - (weight @ mean.unsqueeze(2)).squeeze(2)
-            every = of_cross.flatten(1, 2) @ (reading.mask_deviation(centred)[0] / count)
-            every = every + constant.unsqueeze(2)
-            own = reading.mixed(centred, weight)
-            own += reading.write(every.view(x.shape[1], reading.taps, -1), centred[:1])
-            total = own.add_(of_x).to(x.dtype)
-        return once(total, x, *gradients), None
+        centred = reading.centred(wide(x), centre)
+        count = reading.count(x)
+        weight = of_covariance * (2 / count)  # it is symmetric: a sum of squares
+        constant = of_mean.reshape(mean.shape) / count - (weight @ mean.unsqueeze(2)).squeeze(2)
+        every = of_cross.flatten(1, 2) @ (reading.mask_deviation(centred)[0] / count)
+        every = every + constant.unsqueeze(2)
+        own = reading.mixed(centred, weight)
+        own += reading.write(every.view(x.shape[1], reading.taps, -1), centred[:1])
+        return own.add_(of_x).to(x.dtype), None
 
 
 class _Kernel(Function):
@@ -135,23 +142,16 @@ class _Kernel(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, centre = ctx.saved_tensors
+    @once
+    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, centre = saved
         reading: Windows = ctx.reading
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
-            centred = reading.centred(wide(x), centre)
-            sizes = [axis.size for axis in reading.axes]
-            of_kernel = gradient_of_weight(wide(g), centred, sizes, reading.axes, reading.groups)
-            shape = (reading.groups, -1, of_kernel.shape[1], reading.taps)
-            summed = wide(g).sum(0).flatten(1)
-            of_inside = summed @ reading.mask_deviation(centred)[0].T
-        return (
-            once(of_x, x, g),
-            None,
-            None,
-            once(of_kernel.view(shape), x, g),
-            of_inside.view(reading.groups, -1, reading.taps),
-            summed.sum(1),
-            None,
-        )
+        of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
+        centred = reading.centred(wide(x), centre)
+        sizes = [axis.size for axis in reading.axes]
+        of_kernel = gradient_of_weight(wide(g), centred, sizes, reading.axes, reading.groups)
+        shape = (reading.groups, -1, of_kernel.shape[1], reading.taps)
+        summed = wide(g).sum(0).flatten(1)
+        of_inside = summed @ reading.mask_deviation(centred)[0].T
+        of_inside = of_inside.view(reading.groups, -1, reading.taps)
+        return of_x, None, None, of_kernel.view(shape), of_inside, summed.sum(1), None

@@ -22,6 +22,7 @@ from repblocks.execution.dense_reading import split_dense
 from repblocks.execution.merged import run_merged
 from repblocks.execution.profit import dense_pays, may_pay, merging_pays, weight_space_pays
 from repblocks.execution.reading import before_norm, remembered, split
+from repblocks.execution.synchronising import process_group
 from repblocks.execution.weight_space import run_in_weight_space
 
 EXECUTIONS = ("auto", "branchwise", "merged", "weight_space")
@@ -50,9 +51,9 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
             never by values. What cannot be done runs branch by branch; for any but ``"auto"`` with
             a warning.
     """
+    if execution == "auto" and branches.training:
+        execution = _chosen(branches, x)
     if execution == "branchwise" or not branches.training:
-        return branches(x)
-    if execution == "auto" and not _may_pay(branches, x):
         return branches(x)
     done, reason = _together(branches, x, execution)
     if done is not None:
@@ -62,21 +63,24 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
     return branches(x)
 
 
-def _may_pay(branches: nn.Module, x: Tensor) -> bool:
-    """Tell whether it is worth looking at the branches closely."""
+def _chosen(branches: nn.Module, x: Tensor) -> str:
+    """Return what ``"auto"`` is before the branches are looked at closely."""
     if torch.compiler.is_compiling():  # nothing was measured
-        return False
+        return "branchwise"
     # A norm at the end may be that of the sum.
     last = branches[-1] if isinstance(branches, nn.Sequential) and len(branches) else None
     inside = (module for module in branches.modules() if module is not last)
-    return may_pay(x) or not any(is_batch_norm(m) and m.training for m in inside)
+    norms = [module for module in inside if is_batch_norm(module) and module.training]
+    if process_group(norms) is not None:
+        # All processes decide alike, whatever their part of the batch is. On the CPU torch's own
+        # synchronised norms do not run.
+        return "merged" if x.device.type == "cpu" else "branchwise"
+    return "auto" if may_pay(x) or not norms else "branchwise"
 
 
 def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
     """Return the sum computed without each branch, or None and the reason why not."""
-    named = branches.named_modules()
-    # What parametrizes a weight is part of it.
-    reason = obstacles.of_modules(m for path, m in named if "parametrizations" not in path)
+    reason = obstacles.of(branches, x)
     return (None, reason) if reason is not None else _merged(branches, x, execution)
 
 
@@ -94,7 +98,9 @@ def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | No
     if reason is not None:
         return None, reason
     dense = remembered(split_dense, branches, x.ndim - 2)
-    if dense is not None and dense_pays(dense, x, for_time=execution == "auto"):
+    is_shared = process_group(norms) is not None
+    for_time = execution == "auto"
+    if dense is not None and dense_pays(dense, x, for_time=for_time, is_shared=is_shared):
         return run_dense(dense, x), None
     parts = remembered(split, branches, x.ndim - 2)
     if not parts.merged:

@@ -146,7 +146,8 @@ def read_frozen_sum(tree: nn.Module, ndim: int) -> FrozenSum | None:
     known = [branch for branch in read if branch is not None]
     axes = common_axes(known) if len(known) == len(read) else None
     groups = [branch.conv.groups for branch in known if isinstance(branch.conv, Conv)]
-    if axes is None or not groups or len({branch.norm.affine for branch in known}) > 1:
+    weighted = {branch.norm.weight is None for branch in known}
+    if axes is None or not groups or len(weighted) > 1:
         return None
     known.sort(key=lambda branch: not isinstance(branch.conv, Conv))
     return FrozenSum(tuple(known), axes, groups[0])
@@ -159,9 +160,9 @@ def _normalised(norms: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor]:
         means = torch.stack([norm.running_mean for norm in norms]).to(like)
         epsilon = variances.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
         scales = (variances + epsilon).rsqrt()
-    if not norms[0].affine:
-        return scales, -(scales * means).sum(0)
-    scales = torch.stack([norm.weight for norm in norms]).to(like) * scales
+    if norms[0].weight is not None:
+        scales = torch.stack([norm.weight for norm in norms]).to(like) * scales
+    shift = -(scales * means).sum(0)
     # One after the other: the gradients of a stack's sum would all be one and the same memory.
-    shift = reduce(torch.add, (norm.bias.to(like) for norm in norms))
-    return scales, shift - (scales * means).sum(0)
+    shifts = (norm.bias.to(like) for norm in norms if norm.bias is not None)
+    return scales, reduce(torch.add, shifts, shift)

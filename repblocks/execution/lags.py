@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from types import EllipsisType
 
@@ -23,6 +24,8 @@ from repblocks.execution.convolving import gradient_of_weight
 
 #: Taps of the kernel whose weight gradient the libraries of torch compute fastest.
 _TILE = 3
+#: Positions that a weight gradient sums up: it adds one to the next, and loses digits with each.
+_POSITIONS = 2**13
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Lags:
         """Return the sums over all positions of the products of pairs, ``(G, D, *k, D, *k)``."""
         rows, columns = self.sizes
         # Lags (a, b) with a >= 0; the others are theirs by symmetry.
-        half = self._half(x, groups)[..., :rows, : 2 * columns - 1]
+        images = max(_POSITIONS // (x.shape[2] * x.shape[3]), 1)
+        half = reduce(torch.add, [self._half(part, groups) for part in torch.split(x, images)])
+        half = half[..., :rows, : 2 * columns - 1]
         half = half.reshape(groups, half.shape[1], half.shape[1], rows, -1)
         full = torch.cat([half[..., 1:, :].flip(3, 4).transpose(1, 2), half], 3)
         pairs = x.new_empty(*half.shape[:2], rows, columns, half.shape[1], rows, columns)

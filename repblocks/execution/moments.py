@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from repblocks.algebra.axis import Axis
-from repblocks.errors import RepblocksError
 from repblocks.execution.convolving import convolve, gradient_of_input, wide
+from repblocks.execution.once import once
 
 
 class Reading(Protocol):
@@ -85,13 +85,19 @@ class _Moments(Function):
         return x.view_as(x), centre, mean, covariance
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        x, centre, mean = ctx.saved_tensors
-        of_x, _, of_mean, of_covariance = gradients
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            mean = mean + ctx.reading.offset(x, centre)
-            total = ctx.reading.gradient(x, mean, of_mean, of_covariance, of_x).to(x.dtype)
-        return once(total, x, *gradients), None
+    @once
+    def backward(
+        ctx: Any,
+        saved: tuple[Tensor, ...],
+        of_x: Tensor,
+        _: None,
+        of_mean: Tensor,
+        of_covariance: Tensor,
+    ) -> tuple[Tensor, None]:
+        x, centre, mean = saved
+        mean = mean + ctx.reading.offset(x, centre)
+        total = ctx.reading.gradient(x, mean, of_mean, of_covariance, of_x)
+        return total.to(x.dtype), None
 
 
 class _Kernel(Function):
@@ -108,43 +114,18 @@ class _Kernel(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, centre = ctx.saved_tensors
+    @once
+    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, centre = saved
         reading, of_x = ctx.reading, None
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            if ctx.needs_input_grad[0]:
-                of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
-                of_x = once(of_x, x, g)
-            precise = wide(g)
-            of_kernel = reading.product(precise, wide(x), centre)
-            of_shift = precise.flatten(2).sum((0, 2))
-        return of_x, once(of_kernel, x, g), of_shift, None, None
-
-
-class _Once(Function):
-    """A gradient that cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
-        del ctx, inputs
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:
-        del ctx, gradients
-        raise RepblocksError(
-            "The merged execution of a block can be differentiated once, not twice; set "
-            'execution="branchwise" for gradients of gradients.'
-        )
+        if ctx.needs_input_grad[0]:
+            of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
+        precise = wide(g)
+        of_kernel = reading.product(precise, wide(x), centre)
+        return of_x, of_kernel, precise.flatten(2).sum((0, 2)), None, None
 
 
 def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:
     """Return a kernel ``(G, R, D)`` as the weight of a convolution, ``(O, D / K, *k)``."""
     sizes = [axis.size for axis in reading.axes]
     return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1, *sizes)
-
-
-def once(gradient: Tensor, *inputs: Tensor) -> Tensor:
-    """Return a gradient that raises if it is differentiated again by what it depends on."""
-    result: Tensor = _Once.apply(gradient, *inputs)
-    return result

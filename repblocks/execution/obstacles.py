@@ -2,24 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from repblocks.algebra.kernel import Conv
+from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import has_rule
+from repblocks.execution.convolving import convolved_dtype
+from repblocks.execution.synchronising import process_group
 
 
-def of_modules(modules: Iterable[nn.Module]) -> str | None:
-    """Return what forbids to look into the branches at all, or None."""
+def of(branches: nn.Module, x: Tensor) -> str | None:
+    """Return what forbids to compute the branches of a block together, or None.
+
+    Whatever torch itself says of an input is said by the branches, which then run.
+
+    Args:
+        branches: The tree of the block.
+        x: Its input.
+    """
+    # What parametrizes a weight is part of it.
+    named = branches.named_modules(remove_duplicate=False)
+    modules = [module for path, module in named if "parametrizations" not in path]
+    return _of_input(modules, x) or next(filter(None, map(_of_module, modules)), None)
+
+
+def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
+    norms = [module for module in modules if is_batch_norm(module)]
+    if x.is_meta:
+        return "the input is on the meta device"
+    if not x.numel() and process_group(norms) is None:
+        return "the input is empty"
+    # There is no public way to ask.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
+    if len({*map(id, norms)}) < len(norms):
+        return "two branches share a BatchNorm"
+    dtypes = {convolved_dtype(weight) for weight in _own_weights(modules)}
+    if not dtypes <= {convolved_dtype(x)}:
+        return "a weight has another dtype than the input"
+    return None
+
+
+def _own_weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Give the weights of convolutions that nothing parametrizes."""
     for module in modules:
-        kind = type(module).__name__
-        if any((module._forward_hooks, module._forward_pre_hooks)):
-            return f"{kind} has hooks"
-        if any((module._backward_hooks, module._backward_pre_hooks)):
-            return f"{kind} has backward hooks"
-        if not has_rule(module) or type(module).__call__ is not nn.Module.__call__:
-            return f"{kind} is not one of the known operations"
+        weight = module._parameters.get("weight") if isinstance(module, Conv) else None
+        if weight is not None:
+            yield weight
+
+
+def _of_module(module: nn.Module) -> str | None:
+    kind = type(module).__name__
+    if any((module._forward_hooks, module._forward_pre_hooks)):
+        return f"{kind} has hooks"
+    if any((module._backward_hooks, module._backward_pre_hooks)):
+        return f"{kind} has backward hooks"
+    if not has_rule(module) or type(module).__call__ is not nn.Module.__call__:
+        return f"{kind} is not one of the known operations"
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and any(True for _ in parametrizations.buffers()):
+        return f"{kind} has a parametrization with a state, which each use of a weight changes"
     return None
 
 
@@ -27,11 +73,16 @@ def of_norms(norms: Sequence[BatchNorm]) -> str | None:
     """Return what forbids to normalise by the moments of a batch, or None."""
     if not all(norm.training for norm in norms):
         return "some BatchNorms are frozen and some are not"
-    if any(norm.momentum is None or norm.running_mean is None for norm in norms):
-        return "a BatchNorm has no momentum or no running statistics"
-    if len({norm.affine for norm in norms}) > 1:
-        return "some BatchNorms have a weight and some have none"
+    if any(norm.momentum is None or not _tracks(norm) for norm in norms):
+        return "a BatchNorm has no momentum or does not track its statistics"
+    if len({(norm.weight is None, norm.bias is None) for norm in norms}) > 1:
+        return "some BatchNorms have a weight or bias and some have none"
     return None
+
+
+def _tracks(norm: BatchNorm) -> bool:
+    tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    return norm.track_running_stats and not any(value is None for value in tracked)
 
 
 def of_frozen(norms: Sequence[BatchNorm]) -> str | None:

@@ -46,7 +46,7 @@ def may_pay(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() >= _POINTWISE
 
 
-def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool) -> bool:
+def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool) -> bool:
     """Tell whether the input is large beside the covariance of a window.
 
     Args:
@@ -54,11 +54,13 @@ def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool) -> bool:
         x: Their input.
         for_time: Whether it shall be no slower than the branches; else it keeps less for the
             backward pass, and is not much slower.
+        is_shared: Whether processes share statistics: all of them decide alike then, whatever
+            their part of the batch is.
     """
     reading = Windows(parts.groups, parts.axes)
     read = x.shape[1] // parts.groups * reading.taps
     is_large = reading.count(x) >= (_DENSE if for_time else _DENSE // 4) * read
-    return is_large and reading.lags(x) is not None
+    return (is_large or is_shared) and reading.lags(x) is not None
 
 
 def merging_pays(parts: Split, x: Tensor) -> bool:

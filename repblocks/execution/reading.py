@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import itemgetter
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -147,13 +148,40 @@ class Split:
     is_depthwise: bool
 
 
+class _State:
+    """What the modules of a tree are and are set to, and which weights they have."""
+
+    def __init__(self, tree: nn.Module) -> None:
+        modules = [*tree.modules()]
+        self._below = modules[1:]  # not the tree itself, which could then not be forgotten
+        self._names = [_names(module) for module in modules]
+        self._settings = self._settings_of(modules)
+
+    def is_that_of(self, tree: nn.Module) -> bool:
+        """Tell whether a tree is as the one that was given."""
+        modules = [*tree.modules()]
+        return modules[1:] == self._below and self._settings_of(modules) == self._settings
+
+    def _settings_of(self, modules: Sequence[nn.Module]) -> list[Any]:
+        set_to = [of(vars(module)) for of, module in zip(self._names, modules, strict=True)]
+        given = [value is None for module in modules for value in module._parameters.values()]
+        return [set_to, given]
+
+
+def _names(module: nn.Module) -> itemgetter[Any]:
+    own = vars(module).items()
+    return itemgetter("training", *(name for name, value in own if type(value) in _SETTINGS))
+
+
 T = TypeVar("T")
-#: What the branches were when they were last read: the same modules are read in the same way.
-_KNOWN: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], dict[Any, Any]]] = WeakKeyDictionary()
+#: What the branches were when they were last read, and what was read.
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[_State, dict[Any, Any]]] = WeakKeyDictionary()
+#: Types of what layers are set to: strides, paddings and the like.
+_SETTINGS = frozenset({bool, int, float, str, tuple})
 
 
 def remembered(read: Callable[[nn.Module, int], T], tree: nn.Module, ndim: int) -> T:
-    """Return ``read(tree, ndim)``, which is called anew only if the tree has other modules.
+    """Return ``read(tree, ndim)``, called anew only if modules or their settings are others.
 
     Args:
         read: Reads the modules of a tree, but not their weights.
@@ -162,10 +190,9 @@ def remembered(read: Callable[[nn.Module, int], T], tree: nn.Module, ndim: int) 
     """
     if torch.compiler.is_compiling():  # read once for a graph, which cannot change what is known
         return read(tree, ndim)
-    below = [*tree.modules()][1:]  # not the tree itself, which could then not be forgotten
     known = _KNOWN.get(tree)
-    if known is None or known[0] != below:
-        known = _KNOWN[tree] = below, {}
+    if known is None or not known[0].is_that_of(tree):
+        known = _KNOWN[tree] = _State(tree), {}
     if read not in known[1]:
         known[1][read] = read(tree, ndim)
     return known[1][read]

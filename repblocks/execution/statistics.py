@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.errors import ConfigurationError
+from repblocks.execution.once import once
 from repblocks.execution.synchronising import joint, process_group
 
 
@@ -24,6 +24,22 @@ def variances(weight: Tensor, covariance: Tensor) -> Tensor:
     """Return the variance ``(G, R)`` of each row of ``weight (G, R, D)``."""
     result: Tensor = _Variances.apply(weight, covariance)
     return result
+
+
+def resolved(spread: Tensor, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Return variances ``(G, R)`` of which none is less than the rounding of its own terms.
+
+    Where the terms of ``w C w`` cancel, fewer digits are left than in the output of a branch: none
+    where the result is as small as the precision times the terms. It may have any sign then.
+
+    Args:
+        spread: The variances.
+        parts: Weights ``(G, R, D)``, and the variances ``(G, D)`` or ``(D,)`` of what they weigh.
+    """
+    with torch.no_grad():
+        own = [weight.square() @ each.clamp_min(0).unsqueeze(-1) for weight, each in parts]
+        least = torch.finfo(spread.dtype).eps * reduce(torch.add, own).squeeze(2)
+    return spread.clamp_min(least)
 
 
 class _Variances(Function):
@@ -36,9 +52,10 @@ class _Variances(Function):
         return (product * weight).sum(2)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        weight, product = ctx.saved_tensors
+    @once
+    def backward(ctx: Any, saved: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor, Tensor]:
+        del ctx
+        weight, product = saved
         scaled = gradient.unsqueeze(2)
         return 2 * scaled * product, weight.transpose(1, 2) @ (scaled * weight)
 
@@ -70,11 +87,11 @@ def normalise(
         _update(norms, means + offsets, spread * (count / (count - 1)))
     epsilon = means.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
     scales = (spread + epsilon).rsqrt()
-    if norms[0].affine:
+    if norms[0].weight is not None:
         scales = torch.stack([norm.weight for norm in norms]) * scales
     shift = -(scales * means).sum(0)
     # One after the other: the gradients of a stack's sum would all be one and the same memory.
-    return scales, reduce(torch.add, (norm.bias for norm in norms if norm.affine), shift)
+    return scales, reduce(torch.add, (n.bias for n in norms if n.bias is not None), shift)
 
 
 def _update(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:

@@ -7,16 +7,25 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 from torch.autograd import Function
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 
 def process_group(norms: Sequence[BatchNorm]) -> Any | None:
     """Return the processes that synchronised norms share their statistics with, if any."""
     synchronised = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
-    if not synchronised or not distributed.is_initialized():
+    if not synchronised or not distributed.is_available() or not distributed.is_initialized():
         return None
     group = synchronised[0].process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
+
+
+def present(x: Tensor) -> Tensor:
+    """Return a batch, or one image of zeros for none, of which nothing is counted.
+
+    A process without images takes part in the sums over all processes, in both directions.
+    """
+    return x if len(x) else functional.pad(x, [0, 0] * (x.ndim - 1) + [0, 1])
 
 
 def joint(
@@ -53,6 +62,4 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.clone()
-        distributed.all_reduce(gradient, group=ctx.group)
-        return gradient, None
+        return _summed(gradient, ctx.group), None

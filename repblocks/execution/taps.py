@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from repblocks.execution.dense_moments import DenseMoments
-from repblocks.execution.statistics import variances
+from repblocks.execution.statistics import resolved, variances
 from repblocks.execution.window_moments import Windows
 
 
@@ -87,6 +87,8 @@ class Rows:
         means = flat @ taps.mean.flatten(1).unsqueeze(2)
         mixed = 2 * (flat @ taps.cross.flatten(1, 2)) + self.inside @ taps.deviation
         spread = variances(flat, taps.covariance) + (mixed * self.inside).sum(2)
+        read = taps.covariance.diagonal(dim1=1, dim2=2), taps.deviation.diagonal()
+        spread = resolved(spread, (flat, read[0]), (self.inside, read[1]))
         offsets = (self.inside @ taps.mask).flatten()
         if self.constant is not None:
             offsets = offsets + self.constant

@@ -164,8 +164,8 @@ class Windows:
 
     def read_groups(self, x: Tensor) -> Tensor:
         """Return what each group reads, ``(G, DK, M)``."""
-        taps = self.read(x)
-        return taps.view(self.groups, -1, taps.shape[2])
+        taps = self.read(x)  # of one image, perhaps a view of it
+        return taps.reshape(self.groups, -1, taps.shape[2])
 
     def _view(self, image: Tensor) -> Tensor:
         """View a padded input as ``(N, C, *P, *k)``."""
@@ -220,10 +220,15 @@ def _remembered(compute: Compute, axes: tuple[Axis, ...], x: Tensor, dtype: torc
     place = (tuple(x.shape[2:]), dtype, x.device)
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return compute(axes, place)
-    return _known(compute, axes, place)
+    known = _known_small if compute in (_mask_mean, _mask_covariance) else _known_images
+    return known(compute, axes, place)
 
 
-@lru_cache(maxsize=256)
-def _known(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
+def _computed(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return compute(axes, place)
+
+
+_known_small = lru_cache(maxsize=256)(_computed)
+#: As large as the taps of an image of one channel each, and quickly made anew.
+_known_images = lru_cache(maxsize=4)(_computed)

@@ -5,13 +5,17 @@ import torch
 from execution_runs import block_of, image
 from torch import distributed, multiprocessing, nn
 
-CASES = [("mobileone", 1), ("mobileone", 3), ("dbb", 3)]
+BLOCKS = [("mobileone", 1), ("mobileone", 3), ("dbb", 3)]
+#: Block, its kernel, execution, and the images of the first process.
+CASES = [(*block, "merged", images) for block in BLOCKS for images in (4, 9)]
+# The second process has too few positions to merge by itself.
+CASES += [("dbb", 3, "auto", 8), ("mobileone", 1, "auto", 4)]
 
 
 def build(case):
-    name, size = case
-    groups = 8 if case == ("mobileone", 3) else 1
-    return block_of(name, 8, 8, size, groups=groups, execution="merged")
+    name, size, execution, _ = case
+    groups = 8 if (name, size) == ("mobileone", 3) else 1
+    return block_of(name, 8, 8, size, groups=groups, execution=execution)
 
 
 def batch():
@@ -25,11 +29,12 @@ def run(rank, case, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
     )
     block = nn.SyncBatchNorm.convert_sync_batchnorm(build(case))
-    x = batch()[:4] if rank == 0 else batch()[4:]
+    mine = slice(case[3]) if rank == 0 else slice(case[3], None)
+    x = batch()[mine]
     x.requires_grad_()
     y = block(x)
     weights = torch.linspace(-1, 1, batch().numel(), dtype=y.dtype).view(batch().shape).sin()
-    (y * (weights[:4] if rank == 0 else weights[4:])).sum().backward()
+    (y * weights[mine]).sum().backward()
     for parameter in block.parameters():
         distributed.all_reduce(parameter.grad)
     gradients = {key: p.grad for key, p in block.named_parameters()}
@@ -38,7 +43,7 @@ def run(rank, case, folder):
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_processes_are_one(case, tmp_path):
     multiprocessing.start_processes(run, (case, tmp_path), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

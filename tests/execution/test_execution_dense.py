@@ -53,6 +53,15 @@ def test_channels_last(name, runs):
     assert len(runs) == 1
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [16, 21])
+def test_a_batch_of_one_image(size, layout, runs):
+    layout = {"memory_format": layout}
+    block, x = block_of("dbb", 8, 8, 3).to(**layout), image(1, 8, size, size).to(**layout)
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+    assert len(runs) == 1
+
+
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_images_that_are_all_border(size, runs):
     block, x = block_of("dbb", 8, 8, 3), image(32, 8, size, size) + 3

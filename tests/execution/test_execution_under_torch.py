@@ -143,4 +143,4 @@ def test_two_processes_share_their_statistics():
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "8 passed" in done.stdout
