@@ -14,6 +14,7 @@ from repblocks.blocks._registry import Registry as Registry
 from repblocks.blocks._registry import create_block as create_block
 from repblocks.blocks._registry import register_block as register_block
 from repblocks.blocks._registry import register_stage_block as register_stage_block
+from repblocks.blocks._stage import Affine as Affine
 from repblocks.blocks.acb import ACBlock as ACBlock
 from repblocks.blocks.chunk_conv import ChunkConvBlock as ChunkConvBlock
 from repblocks.blocks.conv3xc import Conv3XCBlock as Conv3XCBlock

@@ -34,13 +34,16 @@ class Affine(nn.Sequential):
         super().__init__(OrderedDict(parts))
         self.in_channels, self.ndim = in_channels, ndim
 
-    def kernel(self) -> ConvKernel:
-        """Return the equivalent kernel, in float64.
+    def equivalent_kernel(self, dtype: torch.dtype | None = None) -> ConvKernel:
+        """Return the kernel that computes what the parts compute in evaluation mode.
+
+        Args:
+            dtype: What to compute in, differentiably; the dtype of the weights by default.
 
         Raises:
             NotFoldable: if there is none.
         """
-        return kernel_of(self, self.in_channels, self.ndim, torch.float64)
+        return kernel_of(self, self.in_channels, self.ndim, dtype)
 
 
 class StageBlock(RepBlock):
@@ -59,7 +62,8 @@ class StageBlock(RepBlock):
 
     def _fold(self) -> Mapping[str, nn.Module | None]:
         parts: dict[str, nn.Module | None] = {
-            path: deployed_conv(part.kernel(), part) for path, part in self.affine_parts()
+            path: deployed_conv(part.equivalent_kernel(torch.float64), part)
+            for path, part in self.affine_parts()
         }
         idle = [path for path, module in self.named_modules() if _is_idle_drop_path(module)]
         return parts | {path: nn.Identity() for path in idle}

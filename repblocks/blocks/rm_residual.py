@@ -134,7 +134,7 @@ class RMResidualBlock(StageBlock):
         if self.deploy_shortcut == "add":
             return super()._fold()
         parts = dict(self.affine_parts())
-        kernels = [part.kernel() for part in parts.values()]
+        kernels = [part.equivalent_kernel(torch.float64) for part in parts.values()]
         act = self._passing(kernels[0])
         expanded = zip(expand_shortcut(kernels), parts.items(), strict=True)
         convs = {name: deployed_conv(kernel, part) for kernel, (name, part) in expanded}

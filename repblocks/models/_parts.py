@@ -84,7 +84,7 @@ def deployed_in(root: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Part]:
 
 def _kernel(part: ConvBlock | Affine) -> ConvKernel:
     if isinstance(part, Affine):
-        return _copied(part.kernel())
+        return _copied(part.equivalent_kernel(torch.float64))
     return part.equivalent_kernel(torch.float64)
 
 

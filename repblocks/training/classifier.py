@@ -15,7 +15,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from repblocks.algebra.normalization import is_batch_norm
-from repblocks.blocks import set_execution
+from repblocks.blocks import AveragedHeads, set_execution
 from repblocks.errors import ConfigurationError
 from repblocks.training.config import TrainingConfig
 from repblocks.training.kernel_decay import kernel_penalty, penalised_names
@@ -94,7 +94,9 @@ class ImageClassifier(pl.LightningModule):
             else _averaged(model, config.ema_decay, config.ema_warmup)
         )
         self.mix = build_mixing(config.mix, config.label_smoothing, num_classes)
-        self.loss = Loss(config)
+        # Auxiliary heads are dropped at deployment: what a teacher told them would be lost.
+        is_distilled = any(isinstance(module, AveragedHeads) for module in model.modules())
+        self.loss = Loss(config, is_distilled=is_distilled)
         self.teacher = teacher
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
         self.val_top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from repblocks.blocks import ConvBlock
+from repblocks.blocks import Affine, ConvBlock
 from repblocks.errors import ConfigurationError
 from repblocks.expansion.modes import evaluating
 
@@ -31,8 +31,11 @@ from repblocks.expansion.modes import evaluating
 def kernel_penalty(model: nn.Module) -> Tensor:
     """Give half the sum of the squares of all equivalent kernels, without their biases.
 
+    These are the kernels of conv blocks and of the affine parts of stage blocks: with the shortcut,
+    LayerScale or norm that folds into them. Heads and plain layers are not among them.
+
     Args:
-        model: A network with conv blocks, in any mode.
+        model: A network with blocks, in any mode.
 
     Raises:
         ConfigurationError: if it has none.
@@ -41,7 +44,7 @@ def kernel_penalty(model: nn.Module) -> Tensor:
     blocks = [block for _, block in _outermost(model)]
     if not blocks:
         raise ConfigurationError(
-            "kernel_decay needs conv blocks, and the network has none. Choose a block=..., or "
+            "kernel_decay needs blocks that fold, and the network has none. Choose a block=..., or "
             "optimizer.weight_decay alone."
         )
     device = next(model.parameters()).device.type
@@ -60,9 +63,9 @@ def penalised_names(model: nn.Module) -> set[str]:
     }
 
 
-def _outermost(model: nn.Module, path: str = "") -> Iterator[tuple[str, ConvBlock]]:
-    """Find the blocks that are no part of another one."""
-    if isinstance(model, ConvBlock):
+def _outermost(model: nn.Module, path: str = "") -> Iterator[tuple[str, ConvBlock | Affine]]:
+    """Find what becomes one convolution each."""
+    if isinstance(model, ConvBlock | Affine):
         yield path, model
         return
     for name, child in model.named_children():

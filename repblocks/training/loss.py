@@ -54,14 +54,16 @@ class Loss:
     """The loss of one batch.
 
     Without a teacher all scores learn the labels, others than the main ones with a smaller weight.
-    With one, the first of the others learns from it, or the main scores themselves where there are
-    no others.
+    With one, the scores of the head that is made for it learn from it, the first of the others, or
+    the main scores themselves.
 
     Args:
         config: Says which.
+        is_distilled: Whether the first of the others are the scores of such a head.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, *, is_distilled: bool = False) -> None:
+        self.is_distilled = is_distilled
         self.auxiliary_weight = config.auxiliary_weight
         self.distillation = config.distillation
         self.of_labels = _of_labels(config)
@@ -80,7 +82,7 @@ class Loss:
         main, others = main_and_others(outputs)
         loss = self.of_labels(main, targets)
         if taught is not None:
-            pupil, *others = others or [main]
+            pupil, *others = others if self.is_distilled else [main, *others]
             share = self.distillation.alpha
             loss = (1 - share) * loss + share * distillation_loss(pupil, taught, self.distillation)
         for scores in others:

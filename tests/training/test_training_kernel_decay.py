@@ -3,13 +3,22 @@
 import pytest
 import torch
 from torch import nn
-from truth import calibrate
+from truth import calibrate, fitting
 
-from repblocks.blocks import CONV_BLOCKS, create_block
+from repblocks.blocks import CONV_BLOCKS, STAGE_BLOCKS, ConvBlock, anneal, create_block
+from repblocks.blocks._stage import StageBlock
 from repblocks.errors import ConfigurationError
 from repblocks.training import OptimizerConfig, kernel_penalty
 from repblocks.training.kernel_decay import penalised_names
 from repblocks.training.optimization import build_optimizer
+
+#: ``rm_residual`` becomes wider convolutions, whose ones for the shortcut are no weights.
+OF_STAGES = [
+    name
+    for name in STAGE_BLOCKS
+    if issubclass(STAGE_BLOCKS[name], StageBlock) and name != "rm_residual"
+]
+ARGUMENTS = {"unireplknet": {"kernel_size": 7}, "replk": {"kernel_size": 7}}
 
 
 def network(name):
@@ -35,6 +44,23 @@ def test_it_is_half_the_square_of_the_deployed_kernel(name):
         if isinstance(m, nn.Conv2d) and m in [model[0].conv]
     )
     torch.testing.assert_close(penalty.detach(), deployed / 2)
+
+
+@pytest.mark.parametrize("name", OF_STAGES)
+def test_affine_parts_are_decayed_as_what_they_become(name):
+    torch.manual_seed(0)
+    cls = STAGE_BLOCKS[name]
+    block = cls(8, **ARGUMENTS.get(name, {}), **fitting(cls, 9, 8)).double()
+    anneal(block, 1.0)
+    calibrate(block, torch.randn(4, 8, 9, 8, dtype=torch.float64)).train()
+    penalty = kernel_penalty(block)
+    paths = [path for path, _ in block.affine_parts()]
+    block.eval().switch_to_deploy()
+    kernels = {path: block.get_submodule(path).weight for path in paths}
+    kernels |= {p: m.conv.weight for p, m in block.named_modules() if isinstance(m, ConvBlock)}
+    assert kernels
+    squares = sum(kernel.square().sum() for kernel in kernels.values())
+    torch.testing.assert_close(penalty.detach(), squares / 2)
 
 
 def test_the_identity_of_repvgg_is_part_of_the_kernel():
@@ -69,5 +95,5 @@ def test_penalised_kernels_are_not_decayed_twice():
 
 
 def test_a_network_without_blocks_is_refused():
-    with pytest.raises(ConfigurationError, match=r"kernel_decay needs conv blocks.*has none"):
+    with pytest.raises(ConfigurationError, match=r"kernel_decay needs blocks that fold.*has none"):
         kernel_penalty(nn.Sequential(nn.Conv2d(3, 3, 1)))

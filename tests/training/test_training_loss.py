@@ -37,7 +37,7 @@ def test_auxiliary_scores_learn_the_labels_with_their_weight():
 def test_the_distilled_scores_learn_from_the_teacher(kind):
     main, pupil, auxiliary, taught = scores(4)
     distillation = DistillationConfig("x", kind=kind, alpha=0.3, temperature=2.0)
-    loss = Loss(tiny_config(distillation=distillation))
+    loss = Loss(tiny_config(distillation=distillation), is_distilled=True)
 
     def from_teacher(values):
         if kind == "hard":
@@ -46,7 +46,10 @@ def test_the_distilled_scores_learn_from_the_teacher(kind):
         return 4 * (p * (p.log() - q.log())).sum(1).mean()
 
     alone = 0.7 * entropy(main) + 0.3 * from_teacher(main)
-    torch.testing.assert_close(loss(main, TARGETS, taught), alone)
+    undistilled = Loss(tiny_config(distillation=distillation))
+    torch.testing.assert_close(undistilled(main, TARGETS, taught), alone)
+    beside = alone + 0.1 * entropy(auxiliary)
+    torch.testing.assert_close(undistilled([main, auxiliary], TARGETS, taught), beside)
     all_of_them = 0.7 * entropy(main) + 0.3 * from_teacher(pupil) + 0.1 * entropy(auxiliary)
     torch.testing.assert_close(loss([main, pupil, auxiliary], TARGETS, taught), all_of_them)
 
