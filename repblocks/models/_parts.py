@@ -90,18 +90,23 @@ def _kernel(part: ConvBlock | Affine) -> ConvKernel:
 
 def _set_to_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
     if isinstance(part, ConvBlock):
-        set_to_kernel_(part, kernel)
-    else:
-        _set_affine_(part, kernel, path)
+        try:
+            return set_to_kernel_(part, kernel)
+        except NotFoldable:  # no BatchNorm takes a bias, and there may be none
+            pass
+    return _set_affine_(part, kernel, path)
 
 
-def _set_affine_(part: Affine, kernel: ConvKernel, path: str) -> None:
-    """Let the block or convolution inside an affine part take what the rest leaves of a kernel.
+def _set_affine_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
+    """Let the block or convolution inside a part take what the rest leaves of a kernel.
 
     The kernel of the part is ``D * K + R``, with the kernel ``K`` of what is inside, a factor for
     each channel, and what stands beside it: two values of ``K`` tell both.
     """
-    found = [m for kind in (ConvBlock, Conv) for m in part.modules() if isinstance(m, kind)]
+    shape = kernel.weight.shape
+    inside = list(part.modules())[1:]
+    found = [m for m in inside if isinstance(m, ConvBlock)]
+    found += [m for m in inside if isinstance(m, Conv) and m.weight.shape == shape]
     if not found:
         raise NotFoldable(f"{path} has no convolution that could take the kernel of the file.")
     inner = found[0]
@@ -113,20 +118,20 @@ def _set_affine_(part: Affine, kernel: ConvKernel, path: str) -> None:
     start = _copied(kernel_of(inner, kernel.in_channels, len(kernel.axes), torch.float64))
     values = []
     for step in (0, 1):
-        _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step))
+        _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step), path)
         values.append(_kernel(part))
     first, second = values
     weight = start.weight + (kernel.weight - first.weight) / (second.weight - first.weight)
     bias = _bias(start) + (_bias(kernel) - _bias(first)) / (_bias(second) - _bias(first))
-    _give_(inner, replace(start, weight=weight, bias=bias))
+    _give_(inner, replace(start, weight=weight, bias=bias), path)
     made = _kernel(part)
     if not (_near(made.weight, kernel.weight) and _near(_bias(made), _bias(kernel))):
         raise NotFoldable(f"The branches of {path} cannot take the kernel of the file.")
 
 
-def _give_(inner: nn.Module, kernel: ConvKernel) -> None:
+def _give_(inner: nn.Module, kernel: ConvKernel, path: str) -> None:
     if isinstance(inner, ConvBlock):
-        set_to_kernel_(inner, kernel)
+        _set_to_(inner, kernel, path)
     elif isinstance(inner, Conv):
         with torch.no_grad():
             inner.weight.copy_(kernel.weight)
