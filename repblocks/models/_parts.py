@@ -85,15 +85,16 @@ def deployed_in(root: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Part]:
 def _kernel(part: ConvBlock | Affine) -> ConvKernel:
     if isinstance(part, Affine):
         return _copied(part.kernel())
-    return part.equivalent_kernel(torch.float64)
+    return _copied(part.equivalent_kernel(torch.float64))
 
 
 def _set_to_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
     if isinstance(part, ConvBlock):
         try:
             return set_to_kernel_(part, kernel)
-        except NotFoldable:  # no BatchNorm takes a bias, and there may be none
-            pass
+        except NotFoldable:  # it has no BatchNorm to take a bias
+            if kernel.bias is not None:
+                raise
     return _set_affine_(part, kernel, path)
 
 
@@ -105,7 +106,7 @@ def _set_affine_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> Non
     """
     shape = kernel.weight.shape
     inside = list(part.modules())[1:]
-    found = [m for m in inside if isinstance(m, ConvBlock)]
+    found: list[nn.Module] = [m for m in inside if isinstance(m, ConvBlock)]
     found += [m for m in inside if isinstance(m, Conv) and m.weight.shape == shape]
     if not found:
         raise NotFoldable(f"{path} has no convolution that could take the kernel of the file.")
@@ -118,20 +119,20 @@ def _set_affine_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> Non
     start = _copied(kernel_of(inner, kernel.in_channels, len(kernel.axes), torch.float64))
     values = []
     for step in (0, 1):
-        _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step), path)
+        _give_(inner, replace(start, weight=start.weight + step, bias=_bias(start) + step))
         values.append(_kernel(part))
     first, second = values
     weight = start.weight + (kernel.weight - first.weight) / (second.weight - first.weight)
     bias = _bias(start) + (_bias(kernel) - _bias(first)) / (_bias(second) - _bias(first))
-    _give_(inner, replace(start, weight=weight, bias=bias), path)
+    _give_(inner, replace(start, weight=weight, bias=bias))
     made = _kernel(part)
     if not (_near(made.weight, kernel.weight) and _near(_bias(made), _bias(kernel))):
         raise NotFoldable(f"The branches of {path} cannot take the kernel of the file.")
 
 
-def _give_(inner: nn.Module, kernel: ConvKernel, path: str) -> None:
+def _give_(inner: nn.Module, kernel: ConvKernel) -> None:
     if isinstance(inner, ConvBlock):
-        _set_to_(inner, kernel, path)
+        set_to_kernel_(inner, kernel)
     elif isinstance(inner, Conv):
         with torch.no_grad():
             inner.weight.copy_(kernel.weight)

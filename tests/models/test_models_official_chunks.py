@@ -26,15 +26,21 @@ def assert_same(found, truth):
         assert relative_error(found(x), wanted) < 1e-10
 
 
+def fused(model):
+    """A copy with each kernel and the classifier deployed, while the norms between them stay."""
+    model = copy.deepcopy(model)
+    for block in model.modules():
+        if isinstance(block, (ConvBlock, AveragedHeads)):
+            block.switch_to_deploy()
+    return model
+
+
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_layout_of_the_chunked_repnext(is_fused):
     options = {"depths": (1, 1), "width": 8, "distilled": True}
     truth = trained("repnext_chunk", **options, num_classes=5).eval()
-    wanted = copy.deepcopy(truth)
-    if is_fused:  # each kernel and the classifier, while the norms between them stay
-        for block in truth.modules():
-            if isinstance(block, (ConvBlock, AveragedHeads)):
-                block.switch_to_deploy()
+    wanted = truth
+    truth = fused(truth) if is_fused else truth
     rules = [
         (r"(stem\.conv2?|\.mixed|\.pw[12]\.conv)\.conv\.", r"\1.branches."),
         (r"^stem\.conv\.branches\.", "stem.stem.0."),
