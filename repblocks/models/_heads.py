@@ -57,12 +57,9 @@ class PooledHead(nn.Module):
 
     def reset(self, num_classes: int, pool_type: str | None = None) -> None:
         """Put a new classifier in place."""
-        like = next(self.fc.parameters(), None)
         if pool_type is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=pool_type)
-        self.fc = self._classifier(num_classes).train(self.training)
-        if like is not None:
-            self.fc.to(like)
+        self.fc = self._classifier(num_classes)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Map features ``(N, C, H, W)`` to scores, or to what the classifier reads."""

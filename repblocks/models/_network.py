@@ -99,9 +99,14 @@ class Network(Published):
         return classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new classifier in place."""
+        """Put a new classifier in place, in the form, dtype and device of the network."""
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        classifier = self.get_classifier()
+        if num_classes > 0 and self.is_deployed:
+            fold_shapes(classifier)
+        like = next(self.stem.parameters())
+        classifier.to(like.device, like.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the stages in the backward pass instead of keeping their features.

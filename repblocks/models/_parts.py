@@ -83,25 +83,29 @@ def deployed_in(root: nn.Module, state: Mapping[str, Tensor]) -> Iterator[Part]:
 
 
 def _kernel(part: ConvBlock | Affine) -> ConvKernel:
-    if isinstance(part, Affine):
-        return _copied(part.equivalent_kernel(torch.float64))
-    return part.equivalent_kernel(torch.float64)
+    return _copied(part.equivalent_kernel(torch.float64))
 
 
 def _set_to_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
     if isinstance(part, ConvBlock):
-        set_to_kernel_(part, kernel)
-    else:
-        _set_affine_(part, kernel, path)
+        try:
+            return set_to_kernel_(part, kernel)
+        except NotFoldable:  # it has no BatchNorm to take a bias
+            if kernel.bias is not None:
+                raise
+    return _set_affine_(part, kernel, path)
 
 
-def _set_affine_(part: Affine, kernel: ConvKernel, path: str) -> None:
-    """Let the block or convolution inside an affine part take what the rest leaves of a kernel.
+def _set_affine_(part: ConvBlock | Affine, kernel: ConvKernel, path: str) -> None:
+    """Let the block or convolution inside a part take what the rest leaves of a kernel.
 
     The kernel of the part is ``D * K + R``, with the kernel ``K`` of what is inside, a factor for
     each channel, and what stands beside it: two values of ``K`` tell both.
     """
-    found = [m for kind in (ConvBlock, Conv) for m in part.modules() if isinstance(m, kind)]
+    shape = kernel.weight.shape
+    inside = list(part.modules())[1:]
+    found: list[nn.Module] = [m for m in inside if isinstance(m, ConvBlock)]
+    found += [m for m in inside if isinstance(m, Conv) and m.weight.shape == shape]
     if not found:
         raise NotFoldable(f"{path} has no convolution that could take the kernel of the file.")
     inner = found[0]

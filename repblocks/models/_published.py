@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from repblocks.blocks import RepBlock
 from repblocks.models._rules import Rules
 
 
@@ -19,6 +20,11 @@ class Published(nn.Module):
         network = super().__new__(cls)
         network._arguments = (args, kwargs)
         return network
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether blocks are in their deployed form."""
+        return any(isinstance(m, RepBlock) and m.is_deployed for m in self.modules())
 
     def official_rules(self) -> Rules:
         """Return what the names of published weights are called here."""

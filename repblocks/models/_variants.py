@@ -29,7 +29,7 @@ def register_variants(
     input_sizes: Mapping[str, int] | None = None,
     *,
     peer: str = "{family}_{variant}",
-    first_convs: Sequence[str] = (),
+    first_convs: Sequence[str] = ("stem.branches.conv",),
     classifiers: Sequence[str] = ("head.fc",),
 ) -> None:
     """Register ``repblocks_<family>_<variant>`` for each row of a table of arguments.

@@ -216,8 +216,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "s12": _row(64, (2, 2, 6, 2)),
     "sa12": _row(64, (2, 2, 6, 2), attention=1),
     "sa24": _row(64, (4, 4, 12, 4), attention=1),
-    "sa36": _row(64, (6, 6, 18, 6), attention=1),
-    "ma36": _row(76, (6, 6, 18, 6), attention=1),
+    "sa36": _row(64, (6, 6, 18, 6), attention=1, layer_scale=1e-6),
+    "ma36": _row(76, (6, 6, 18, 6), attention=1, layer_scale=1e-6),
 }
 
 register_variants(

@@ -95,4 +95,4 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "100": {"depths": (1, 2, 2, 6, 2), "widths": (64, 128, 256, 512, 1024)},
 }
 
-register_variants("mobilenetv1", MobileNetV1, VARIANTS, first_convs=("stem.branches.conv",))
+register_variants("mobilenetv1", MobileNetV1, VARIANTS)

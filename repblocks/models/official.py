@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repblocks.blocks import RepBlock
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import switch_blocks
 from repblocks.models._parts import deployed_in
@@ -78,7 +77,7 @@ def official_state(model: Published, given: Mapping[str, Any]) -> dict[str, Tens
     state = model.adapted(renamed(_unwrapped(given), model.official_rules()))
     own = model.state_dict()
     state = _shaped(state, own)
-    is_deployed = any(isinstance(m, RepBlock) and m.is_deployed for m in model.modules())
+    is_deployed = model.is_deployed
     if _names(state) <= _names(own) or not (is_deployed or any(deployed_in(model, state))):
         return state
     form = _training_form(model, state) if is_deployed else copy.deepcopy(model)

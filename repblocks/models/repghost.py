@@ -226,10 +226,4 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for width in (0.5, 0.58, 0.8, 1.0, 1.11, 1.3, 1.5, 2.0)
 }
 
-register_variants(
-    "repghost",
-    RepGhostNet,
-    VARIANTS,
-    peer="repghostnet_{variant}",
-    first_convs=("stem.branches.conv",),
-)
+register_variants("repghost", RepGhostNet, VARIANTS, peer="repghostnet_{variant}")

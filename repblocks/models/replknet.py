@@ -108,7 +108,7 @@ class RepLKNet(Network):
             (r"^backbone\.", ""),
             (r"^(stages\.\d+\.)?norm\.", "final.branches.norm."),
             (r"^head\.(?=(weight|bias)$)", "head.fc."),
-            (r"^stem\.(\d+)\.", r"stem.\1.branches."),
+            (r"^stem\.(\d+)\.(?!branches\.)", r"stem.\1.branches."),
             (r"^transitions\.(\d+)\.", lambda m: f"stages.{int(m[1]) + 1}."),
             (r"^(stages\.\d+\.\d+)\.(?=conv\.|bn\.)", r"\1.branches."),
             (r"^stages\.(\d+)\.blocks\.(\d+)\.", _half_of_block),
@@ -165,4 +165,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 
-register_variants("replknet", RepLKNet, VARIANTS, {"xl": 320}, first_convs=("stem.0.conv",))
+register_variants(
+    "replknet",
+    RepLKNet,
+    VARIANTS,
+    {"xl": 320},
+    first_convs=("stem.0.conv", "stem.0.branches.conv"),
+)

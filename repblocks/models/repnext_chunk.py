@@ -25,7 +25,7 @@ from repblocks.blocks import RepNeXtChunkBlock
 from repblocks.blocks._stage import Affine, StageBlock
 from repblocks.blocks.chunk_conv import MixedKernelsBlock
 from repblocks.branches import ConvShape
-from repblocks.models._heads import HEADS, PooledHead, norm_linear
+from repblocks.models._heads import HEADS, PooledHead, norm_linear, with_heads
 from repblocks.models._mixer import ChannelMixer, convolutional_stem, stage
 from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._rules import Rules
@@ -136,6 +136,9 @@ class RepNeXtChunk(Network):
             (r"\.channel_mixer\.2\.", ".pw2.conv.branches."),
             (r"^head\.head\.", "head.fc.heads.0."),
             (r"^head\.head_dist\.", "head.fc.heads.1."),
+            # fused
+            (r"\.branches\.(weight|bias)$", r".conv.\1"),
+            (r"^head\.(weight|bias)$", r"head.fc.linear.\1"),
         )
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,19 +152,22 @@ class RepNeXtChunk(Network):
                     parted[f"{path}.downsample.copied.{size}.norm.{kind}"] = half
             else:
                 parted[name] = value
-        for name in [n for n in parted if ".mixed.branches." in n and n.endswith(".bias")]:
+        for name in [n for n in parted if ".mixed." in n and n.endswith(".bias")]:
             _into_norm_(parted, name)
-        return parted
+        # A file that has norms left goes through the training form, whatever this network is in.
+        has_norms = any(".norm_before." in name for name in parted)
+        form = self.in_training_form() if has_norms and self.is_deployed else self
+        return with_heads(parted, form.state_dict())
 
 
 def _into_norm_(state: dict[str, Tensor], name: str) -> None:
     """Take a bias in front of a BatchNorm off its mean."""
-    bias = state.pop(name)
-    path = name.partition(".mixed.branches.")[0]
+    path = name.partition(".mixed.")[0]
     place, chunk = path.rpartition(".chunks.")[::2]
     norm = f"{place}.pw1.norm_before.running_mean" if place else f"{path}.norm.running_mean"
     if norm not in state:
         return  # what is missing is said by whoever loads the rest
+    bias = state.pop(name)
     mean = state[norm].clone()
     part = mean.chunk(4)[int(chunk)] if place else mean
     part -= bias

@@ -102,9 +102,9 @@ class RepVGG(Network):
         ends = [*depths[:2], *(max(depth // 2, 1) for depth in depths[2:3])]
         self._tapped = [(i, end - 1) for i, end in enumerate(ends)]
         self._tapped_widths = widths[:3]
+        self._auxiliary_is_wanted = auxiliary
         self.auxiliary: AuxiliaryHeads | None = None
-        if auxiliary and not deploy:
-            self._add_auxiliary()
+        self._add_auxiliary()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Map images ``(N, C, H, W)`` to scores ``(N, num_classes)``, or to a list in training."""
@@ -121,13 +121,12 @@ class RepVGG(Network):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put new classifiers in place."""
         super().reset_classifier(num_classes, global_pool)
-        if self.auxiliary is not None and not self.auxiliary.is_deployed:
-            self._add_auxiliary()
+        self._add_auxiliary()
 
     def _add_auxiliary(self) -> None:
-        """Put new auxiliary classifiers in place; without classes there are none."""
+        """Put new auxiliary classifiers in place, none without classes or when deployed."""
         self.auxiliary = None
-        if self.num_classes > 0:
+        if self._auxiliary_is_wanted and self.num_classes > 0 and not self.is_deployed:
             like = next(self.parameters())
             heads = AuxiliaryHeads(self._tapped_widths, self.num_classes)
             self.auxiliary = heads.to(like.device, like.dtype).train(self.training)

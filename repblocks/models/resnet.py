@@ -132,6 +132,4 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "50": {"depths": (3, 4, 6, 3), "expansion": 4},
 }
 
-register_variants(
-    "resnet", ResNet, VARIANTS, peer="resnet{variant}", first_convs=("stem.branches.conv",)
-)
+register_variants("resnet", ResNet, VARIANTS, peer="resnet{variant}")

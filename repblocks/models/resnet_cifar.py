@@ -12,6 +12,8 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.nn import functional
 
+from repblocks.algebra import is_batch_norm
+from repblocks.blocks import ConvBlock
 from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
@@ -92,10 +94,23 @@ class ResNetCifar(Network):
 
 
 def he_normal_(model: nn.Module) -> None:
-    """Draw the convolutions as the paper does, but for those that a block starts from zero."""
+    """Draw the convolutions as the paper does, but for those that a block starts in its own way.
+
+    These are zeros, and the factors of one kernel, between which no BatchNorm makes up for their
+    size.
+    """
+    own: set[nn.Module] = set()
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.is_meta and module.weight.any():
+        if isinstance(module, ConvBlock) and _is_one_kernel(module):
+            own.update(module.modules())
+        if isinstance(module, nn.Conv2d) and module not in own and module.weight.any():
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+def _is_one_kernel(block: ConvBlock) -> bool:
+    """Tell whether no BatchNorm stands among the convolutions of a block, but after all of them."""
+    parts = dict(block.named_modules())
+    return "branches.kernel" in parts or not any(map(is_batch_norm, parts.values()))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

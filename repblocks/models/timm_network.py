@@ -56,11 +56,13 @@ def repblocks_timm(
 
     Raises:
         UnknownNameError: if timm has no such network.
-        ConfigurationError: if there is no name, or no convolution for the block.
+        ConfigurationError: if there is no name, no block for its options, or no convolution for it.
         CheckpointError: if the weights cannot be read, or are of another network.
     """
     if not name:
         raise ConfigurationError("name is required: that of a network of timm, resnet18 say.")
+    if block is None and block_options:
+        raise ConfigurationError(f"block_options needs a block, got {dict(block_options)} alone.")
     if not timm.is_model(name):
         near = timm.list_models(f"{name[:4]}*") or timm.list_models()[:20]
         raise UnknownNameError("network of timm", name, near)

@@ -37,7 +37,7 @@ class UniRepLKNet(Network):
         drop_path_rate: DropPath probability of the last block; it rises in a line from 0.
         block: A conv block by name for the depthwise places; None for ``dilated_reparam``, and
             ``plain`` where a kernel has fewer than 7 taps.
-        block_options: Options of the block.
+        block_options: Options of the block, or of ``dilated_reparam``.
         in_chans: Channels of the images.
         num_classes: Scores.
         global_pool: timm's name of the pooling before the classifier.
@@ -62,19 +62,16 @@ class UniRepLKNet(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, dims=dims, kernel_sizes=kernel_sizes)
-        slot = None if block is None else Slot(block, block_options or {})
+        slot = Slot.create(block, block_options, "dilated_reparam")
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages: list[nn.Module] = []
         channels = dims[0]
         for dim, sizes, stage_rates in zip(dims, kernel_sizes, rates, strict=True):
             blocks = _strided(channels, dim) if stages else []
             for taps, rate in zip(cycle(sizes), stage_rates, strict=False):
-                size, chosen = (taps, {}) if slot is None else slot.of_stage(taps)
-                blocks.append(
-                    STAGE_BLOCKS["unireplknet"](
-                        dim, kernel_size=size, layer_scale=layer_scale, drop_path=rate, **chosen
-                    )
-                )
+                size, chosen = slot.of_stage(taps)
+                chosen |= {"block": block, "layer_scale": layer_scale, "drop_path": rate}
+                blocks.append(STAGE_BLOCKS["unireplknet"](dim, kernel_size=size, **chosen))
             channels = dim
             stages.append(nn.Sequential(*blocks))
         half = dims[0] // 2

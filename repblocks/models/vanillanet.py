@@ -169,4 +169,4 @@ _DEPTHS = {5: (0, 1, 1, 1), 6: (0, 1, 1, 2), **{n: (1, 1, n - 6, 2) for n in ran
 
 VARIANTS: dict[str, dict[str, Any]] = {str(n): {"depths": row} for n, row in _DEPTHS.items()}
 
-register_variants("vanillanet", VanillaNet, VARIANTS)
+register_variants("vanillanet", VanillaNet, VARIANTS, first_convs=("stem.conv.conv1.conv",))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from models_nets import NAMES, OTHER_SIZES, families, images, small
+from models_nets import FAMILIES, NAMES, OTHER_SIZES, families, images, small
 
 from repblocks.blocks import CONV_BLOCKS, ConvBlock, RepNeXtBlock
 from repblocks.blocks._stage import StageBlock
@@ -80,6 +80,28 @@ def test_kernel_size_goes_to_every_place_larger_than_one(family):
 def test_even_kernel_size_is_refused_by_the_block(family):
     with pytest.raises(ConfigurationError, match="kernel_size must be odd.*4"):
         small(family, block="repvgg", block_options={"kernel_size": 4})
+
+
+def test_there_is_a_small_network_of_each_family():
+    def modules(names):
+        return {timm.models.model_entrypoint(name).__module__ for name in names}
+
+    others = {"repblocks_timm"}  # any network of timm
+    assert modules(set(NAMES) - others) == modules(name for name, _ in FAMILIES.values())
+
+
+@families
+def test_unknown_option_of_the_own_block_is_refused(family):
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        small(family, block_options={"nonsense": 1})
+
+
+def test_options_of_the_own_block_of_unireplknet():
+    options = {"kernel_sizes": (3,), "dilations": (2,)}
+    model = small("unireplknet", block_options=options)
+    beside = {key.split(".")[-3] for key in model.state_dict() if ".kernels." in key}
+    assert beside >= {"large", "k3_d2"}
+    assert not beside & {"k5_d1", "k3_d3"}
 
 
 @families

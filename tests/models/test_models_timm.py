@@ -10,6 +10,9 @@ from models_nets import FAMILIES, NAMES, families, images, small
 from safetensors.torch import save_file
 from torch import nn
 
+from repblocks.blocks import CONV_BLOCKS
+from repblocks.models.resnet_cifar import he_normal_
+
 forms = pytest.mark.parametrize("deploy", [False, True])
 
 
@@ -108,13 +111,17 @@ def test_deployed_weights_load_from_a_folder(family, tmp_path):
     assert torch.equal(loaded(images()), model(images()))
 
 
-def test_deployed_weights_are_adapted_to_grey_images(tmp_path):
-    name, row = FAMILIES["repvgg"]
-    model = small("repvgg", deploy=True).eval()
-    write_artifact(tmp_path, model, name, row)
-    grey = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=1).eval()
+@families
+@forms
+def test_weights_are_adapted_to_grey_images(family, deploy, tmp_path):
+    name, row = FAMILIES[family]
+    model = small(family, deploy=deploy).eval()
+    torch.save(model.state_dict(), tmp_path / "net.pth")
+    source = {"file": str(tmp_path / "net.pth"), "num_classes": 5}
+    options = {**row, "num_classes": 5, "in_chans": 1, "deploy": deploy}
+    grey = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
     x = images(channels=1)
-    torch.testing.assert_close(grey(x), model(x.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(grey.eval()(x), model(x.expand(-1, 3, -1, -1)))
 
 
 def test_damaged_folder_does_not_load(tmp_path):
@@ -135,10 +142,43 @@ def test_entry_point_tells_its_arguments(name):
     assert all(parameter.default is not parameter.empty for parameter in others)
 
 
+@pytest.mark.parametrize(("variant", "start"), [("sa24", 1e-5), ("sa36", 1e-6), ("ma36", 1e-6)])
+def test_scales_of_fastvit_start_as_in_the_official_code(variant, start):
+    entry = timm.models.model_entrypoint(f"repblocks_fastvit_{variant}")
+    assert inspect.signature(entry).parameters["layer_scale"].default == start
+
+
 def test_first_weights_of_resnet_follow_the_paper():
     resnet = small("resnet_cifar", widths=(16, 32, 64))
     weight = resnet.stages[2][0].conv2.branches.conv.weight
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("family", ["resnet_cifar", "resnet"])
+@pytest.mark.parametrize("block", CONV_BLOCKS)
+def test_the_factors_of_one_kernel_start_in_their_own_way(family, block):
+    model = small(family, block=block)
+    kept = [m for m in model.modules() if isinstance(m, CONV_BLOCKS[block])]
+    before = [{k: v.clone() for k, v in m.named_parameters()} for m in kept]
+    he_normal_(model)
+    is_same = all(
+        torch.equal(old[key], value)
+        for module, old in zip(kept, before, strict=True)
+        for key, value in module.named_parameters()
+        if module.shape.kernel_size != (1, 1)  # which some leave as one convolution
+    )
+    assert is_same == (block in ("conv3xc", "do_conv", "ecb", "expand_conv", "orepa"))
+
+
+@pytest.mark.parametrize("family", ["resnet_cifar", "resnet"])
+def test_scale_of_the_first_weights_reaches_the_network(family):
+    usual, tiny = (
+        small(family, block="orepa", block_options={"weight_scale": scale}) for scale in (1, 0.01)
+    )
+    pairs = zip(usual.named_parameters(), tiny.parameters(), strict=True)
+    ratios = [(b.std() / a.std()).item() for (name, a), b in pairs if ".origin.step0." in name]
+    assert ratios == pytest.approx([0.01] * len(ratios))
+    assert ratios
 
 
 def test_branches_that_start_from_zero_stay_there():

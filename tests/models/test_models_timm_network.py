@@ -67,6 +67,7 @@ def test_local_weights_are_loaded_before_the_block_is_put_in(tmp_path):
     ("arguments", "error", "message"),
     [
         ({}, ConfigurationError, "name is required"),
+        ({"name": "resnet18", "block_options": {"se": 1}}, ConfigurationError, "needs a block.*se"),
         ({"name": "resnet19"}, UnknownNameError, "'resnet19'.*Did you mean 'resnet1"),
         ({"name": "vit_tiny_patch16_224", "block": "acb"}, ConfigurationError, "None of the"),
         ({"name": "resnet18", "block": "acc"}, UnknownNameError, "'acc'.*Did you mean 'acb'"),
