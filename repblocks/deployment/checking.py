@@ -27,6 +27,7 @@ from repblocks.folding.reference import difference, rms
 
 _NUM_IMAGES = 2
 _DAMAGED = "its files are not those that were written"
+_NO_FORMS = "none of a network for images; a folded ONNX file was compared when it was written"
 _UNKNOWN = "this version of repblocks does not know the format"
 
 
@@ -70,12 +71,14 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
     wrong = {check.name for check in files if check.status == "failed"}
     if wrong & {CONFIG_FILE, REPORT_FILE}:
         return [*files, Check("forms", "skipped", "config.json and report.json are needed")]
+    forms = {str(entry.form) for entry in entries.values() if entry.form}
+    if not forms:
+        return [*files, Check("forms", "skipped", _NO_FORMS)]
     try:
         config, tolerances = read_config(folder), _tolerances(folder)
         images = _images(folder, config)
     except CheckpointError as error:
         return [*files, Check("forms", "failed", str(error))]
-    forms = {str(entry.form) for entry in entries.values() if entry.form}
     damaged = {str(entries[name].form) for name in wrong & entries.keys()}
     comparison = _Comparison(folder, images, tolerances)
     known = [form for form in map(get_format, list_formats()) if form.name in forms]

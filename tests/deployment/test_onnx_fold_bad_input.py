@@ -6,6 +6,7 @@ import pytest
 from deployment.onnx_graphs import Graph, repvgg_unit
 from onnx import TensorProto, helper
 
+from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.onnx_fold import explain_onnx, fold_onnx, pipeline
 from repblocks.errors import ConfigurationError, VerificationError
 
@@ -150,6 +151,27 @@ def test_graphs_that_depend_on_nothing_or_on_chance(tmp_path):
     assert "draws random numbers (RandomNormalLike)" in refused(
         graph.save(tmp_path / "a.onnx"), tmp_path
     )
+
+
+def test_the_source_is_never_in_the_output(tmp_path):
+    folder = tmp_path / "out"
+    fold_onnx(unit("N", 4, 6, 6).save(tmp_path / "good.onnx"), folder)
+    unit("N", 4, 6, 6).save(folder / "other.onnx")
+    for name in ("other.onnx", "model.onnx"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(ConfigurationError, match=f"{name} lies in the output"):
+            fold_onnx(folder / name, folder)
+        assert (folder / name).read_bytes() == before
+
+
+def test_the_folder_passes_the_check_until_it_is_damaged(tmp_path):
+    folder = tmp_path / "out"
+    fold_onnx(unit("N", 4, 6, 6).save(tmp_path / "good.onnx"), folder)
+    found = {one.name: one.status for one in check_artifact(folder)}
+    passed = dict.fromkeys(("config.json", "model.onnx", "report.json", "report.md"), "passed")
+    assert found == {**passed, "forms": "skipped"}
+    (folder / "model.onnx").write_bytes(b"")
+    assert {one.name for one in check_artifact(folder) if one.status == "failed"} == {"model.onnx"}
 
 
 def test_a_wrong_fold_is_seen_and_not_written(tmp_path, monkeypatch):
