@@ -38,6 +38,23 @@ def test_another_file(tmp_path, content):
     assert "picture.onnx is no ONNX file" in refused(path, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["net.json", "net.textproto"])
+def test_what_the_name_ends_in_says_nothing(tmp_path, name):
+    path = unit("N", 4, 6, 6).save(tmp_path / "net.onnx")
+    assert len(explain_onnx(path.rename(tmp_path / name)).folded) == 1
+    (tmp_path / name).write_text('{"a": 1}')
+    assert f"{name} is no ONNX file" in refused(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"BatchNormalization_1", b"graph", b"batchnormalization1_0"])
+def test_a_name_that_is_no_text(tmp_path, text):
+    path = unit("N", 4, 6, 6).save(tmp_path / "net.onnx")
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    assert "net.onnx is a damaged ONNX file" in refused(path, tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
 def test_a_truncated_file(tmp_path, share):
     path = unit("N", 4, 6, 6).save(tmp_path / "cut.onnx")
@@ -145,6 +162,15 @@ def test_graphs_that_depend_on_nothing_or_on_chance(tmp_path):
     assert "No output of the ONNX graph depends" in refused(
         graph.save(tmp_path / "a.onnx"), tmp_path
     )
+    graph = Graph()
+    x = graph.input("N", 4)
+    mode = graph.constant(np.array(True))
+    graph.output(graph.add("Dropout", x, graph.constant(np.float32(0.5)), mode), rank=2)
+    assert "draws random numbers (Dropout)" in refused(
+        graph.save(tmp_path / "a.onnx"), tmp_path
+    )
+    graph.constants[0] = onnx.numpy_helper.from_array(np.array(False), mode)
+    explain_onnx(graph.save(tmp_path / "a.onnx"))
     graph = Graph()
     x = graph.input("N", 4)
     graph.output(graph.add("Add", x, graph.add("RandomNormalLike", x)), rank=2)
