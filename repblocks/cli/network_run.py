@@ -122,4 +122,6 @@ def _preprocessing(model: nn.Module, example: Tensor) -> dict[str, Any]:
     known = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     values = {key: list(v) if isinstance(v := found[key], tuple) else v for key in known}
     size = list(example.shape[1:])
+    if size[0] == 1:  # timm knows those of colour images
+        values |= {key: [sum(values[key]) / len(values[key])] for key in ("mean", "std")}
     return {"input_size": size, "in_channels": size[0], **values}

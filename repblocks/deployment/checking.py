@@ -22,6 +22,7 @@ from repblocks.deployment.manifest import (
     read_manifest,
 )
 from repblocks.deployment.opening import open_form
+from repblocks.deployment.preparing import image_size, labels_of, preparation
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.reference import difference, rms
 
@@ -80,6 +81,7 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
     except CheckpointError as error:
         return [*files, Check("forms", "failed", str(error))]
     damaged = {str(entries[name].form) for name in wrong & entries.keys()}
+    files += _check_config(folder, config)
     comparison = _Comparison(folder, images, tolerances)
     known = [form for form in map(get_format, list_formats()) if form.name in forms]
     known.sort(key=lambda form: (form.file != WEIGHTS_FILE, form.lossy, form.executable))
@@ -128,6 +130,10 @@ class _Comparison:
             return Check(form.name, "skipped", str(error))
         except CheckpointError as error:
             return Check(form.name, "failed", str(error))
+        expected = read_config(self.folder).get("num_classes")
+        if expected is not None and scores.shape[-1] != expected:
+            text = f"gives {scores.shape[-1]} scores, and {CONFIG_FILE} says {expected}"
+            return Check(form.name, "failed", text)
         if self.reference is None:
             self.reference = (form.name, scores, min(rms(others - scores), rms(scores)) or 1.0)
             return Check(form.name, "passed", "runs; the others are compared with it")
@@ -156,15 +162,25 @@ def _images(folder: Path, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     Raises:
         CheckpointError: if the configuration does not say how large images are.
     """
-    size: Any = (config.get("preprocessing") or {}).get("input_size")
+    size = (_NUM_IMAGES, *image_size(config, folder / CONFIG_FILE))
     generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, generator=generator), torch.randn(size, generator=generator)
+
+
+def _check_config(folder: Path, config: Mapping[str, Any]) -> list[Check]:
+    """Check that images can be prepared and labelled as the configuration says."""
+    path, found = folder / CONFIG_FILE, []
     try:
-        first, second = (torch.randn((_NUM_IMAGES, *size), generator=generator) for _ in range(2))
-    except (TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG_FILE} gives no size of images: preprocessing.input_size is {size!r}."
-        ) from error
-    return first, second
+        preparation(config, path)
+    except ConfigurationError as error:  # not given, or not of images: only predict needs it
+        found.append(Check("preprocessing", "skipped", str(error)))
+    except CheckpointError as error:
+        found.append(Check("preprocessing", "failed", str(error)))
+    try:
+        labels_of(config, path)
+    except CheckpointError as error:
+        found.append(Check("class_names", "failed", str(error)))
+    return found
 
 
 def _tolerances(folder: Path) -> dict[str, float]:
@@ -173,7 +189,7 @@ def _tolerances(folder: Path) -> dict[str, float]:
     try:
         forms: Any = json.loads(path.read_text(encoding="utf-8"))["forms"]
         return {name: float(form["tolerance"]) for name, form in forms.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} holds no tolerances of its forms: {type(error).__name__} {error}."
         ) from error

@@ -166,9 +166,7 @@ def test_graphs_that_depend_on_nothing_or_on_chance(tmp_path):
     x = graph.input("N", 4)
     mode = graph.constant(np.array(True))
     graph.output(graph.add("Dropout", x, graph.constant(np.float32(0.5)), mode), rank=2)
-    assert "draws random numbers (Dropout)" in refused(
-        graph.save(tmp_path / "a.onnx"), tmp_path
-    )
+    assert "draws random numbers (Dropout)" in refused(graph.save(tmp_path / "a.onnx"), tmp_path)
     graph.constants[0] = onnx.numpy_helper.from_array(np.array(False), mode)
     explain_onnx(graph.save(tmp_path / "a.onnx"))
     graph = Graph()

@@ -64,7 +64,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
 def _is_text(message: Any) -> bool:
     """Tell whether all texts in a message are UTF-8, which protobuf does not check for us."""
     for field, value in message.ListFields():
-        several = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        is_one = isinstance(value, str | bytes) or not isinstance(value, Sequence)
+        several = [value] if is_one else value
         if field.type == field.TYPE_STRING and not all(isinstance(one, str) for one in several):
             return False
         if field.type == field.TYPE_MESSAGE and not all(map(_is_text, several)):
