@@ -95,7 +95,7 @@ def image_size(config: Mapping[str, Any], source: Path) -> tuple[int, int, int]:
         CheckpointError: if there is none.
     """
     given = config.get("preprocessing") or {}
-    size = given.get("input_size") if isinstance(given, Mapping) else given
+    size: Any = given.get("input_size") if isinstance(given, Mapping) else given
     is_list = isinstance(size, list | tuple) and len(size) == 3
     if not is_list or not all(type(n) is int and n > 0 for n in size) or prod(size) > _MOST_VALUES:
         raise CheckpointError(
