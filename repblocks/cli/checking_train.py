@@ -27,8 +27,8 @@ def check_train(config: DictConfig) -> None:
     nodes = {"trainer": _trainer_parameters(), "logger": parameters_of(LoggerConfig)}
     check_network(plain(config, resolve=False), parameters_of(TrainConfig), nodes)
     if config.deploy and config.mode == "train":
-        check_formats(config.formats)
-        check_onnx(config.formats, build("onnx_export", plain(config.onnx_export, resolve=True)))
+        formats = check_formats(config.formats)
+        check_onnx(formats, build("onnx_export", plain(config.onnx_export, resolve=True)))
         node = config.get("quantization")
         build_quantization(None if node is None else plain(node, resolve=True))
 

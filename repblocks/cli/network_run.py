@@ -21,6 +21,7 @@ from repblocks.cli.checking import parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.config import DeployConfig
 from repblocks.cli.networks import recipe
+from repblocks.deployment.artifact import check_output
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
 from repblocks.errors import ConfigurationError
@@ -56,10 +57,11 @@ def network_run(settings: DeployConfig) -> None:
         console.print(explain(model, example))
         return
     known = recipe(node)
-    folded = fold_network(model, known["name"], known["kwargs"], example)
     output = Path(
         settings.output or Path("outputs") / "deploy" / str(node.get("name", known["name"]))
     )
+    check_output(output)
+    folded = fold_network(model, known["name"], known["kwargs"], example)
     report = deploy(
         model,
         folded.model,
@@ -120,4 +122,6 @@ def _preprocessing(model: nn.Module, example: Tensor) -> dict[str, Any]:
     known = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     values = {key: list(v) if isinstance(v := found[key], tuple) else v for key in known}
     size = list(example.shape[1:])
+    if size[0] == 1:  # timm knows those of colour images
+        values |= {key: [sum(values[key]) / len(values[key])] for key in ("mean", "std")}
     return {"input_size": size, "in_channels": size[0], **values}

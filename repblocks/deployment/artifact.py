@@ -14,9 +14,13 @@ from typing import Any
 from torch import nn
 
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
-from repblocks.errors import ConfigurationError
+from repblocks.deployment.manifest import MANIFEST_FILE, files_in, read_manifest
+from repblocks.errors import CheckpointError, ConfigurationError
 
 REPORT_FILE = "report.json"
+#: What an artifact without a manifest, as older versions wrote of ONNX files, may hold.
+_USUAL = {CONFIG_FILE, REPORT_FILE, "report.md", "report.html", "model.onnx", "model.onnx.data"}
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -31,7 +35,7 @@ def staged(output: Path) -> Iterator[Path]:
             artifact; before the body runs.
     """
     output = output.resolve()
-    _check_replaceable(output)
+    check_output(output)
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     created = [p for p in output.parents if not p.exists()]
     try:
@@ -44,10 +48,43 @@ def staged(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield folder
+        check_output(output)  # somebody may have put a file there in the meantime
         _replace(output, folder)
     except BaseException:
         _remove(folder, created)
         raise
+
+
+def check_output(output: Path, source: Path | None = None) -> None:
+    """Check that an artifact may take this place: whatever is there is removed then.
+
+    Args:
+        output: A folder for it.
+        source: The file that is deployed.
+
+    Raises:
+        ConfigurationError: if something else than an artifact is there, files that are not of the
+            artifact are in it, or ``source`` is.
+    """
+    output = output.resolve()
+    if not output.exists():
+        return
+    if not output.is_dir() or (any(output.iterdir()) and not _is_artifact(output)):
+        raise ConfigurationError(
+            f"output exists and is not an artifact: {output}. Only an artifact or an empty folder "
+            "is replaced; choose another folder or remove this one."
+        )
+    if source is not None and source.resolve().is_relative_to(output):
+        raise ConfigurationError(
+            f"{source} lies in the output {output}, which is replaced. Choose another output."
+        )
+    foreign = _foreign(output)
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        raise ConfigurationError(
+            f"output is an artifact with other files in it, which would be lost: {output} holds "
+            f"{', '.join(foreign[:_SHOWN])}{more}. Move them, or choose another folder."
+        )
 
 
 def write_config(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -110,15 +147,17 @@ def _pretrained_cfg(
     }
 
 
-def _check_replaceable(output: Path) -> None:
-    if not output.exists():
-        return
-    is_artifact = (output / REPORT_FILE).is_file() and (output / CONFIG_FILE).is_file()
-    if not output.is_dir() or (any(output.iterdir()) and not is_artifact):
-        raise ConfigurationError(
-            f"output exists and is not an artifact: {output}. Only an artifact or an empty folder "
-            "is replaced; choose another folder or remove this one."
-        )
+def _is_artifact(folder: Path) -> bool:
+    return (folder / REPORT_FILE).is_file() and (folder / CONFIG_FILE).is_file()
+
+
+def _foreign(folder: Path) -> list[str]:
+    """List the files that no deployment wrote."""
+    try:
+        known = {*read_manifest(folder)} if (folder / MANIFEST_FILE).exists() else _USUAL
+    except CheckpointError:  # a damaged one lists nothing
+        known = _USUAL
+    return [name for name in files_in(folder) if name not in known]
 
 
 def _replace(output: Path, folder: Path) -> None:

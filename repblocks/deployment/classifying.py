@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from repblocks.data._folders import read_image
-from repblocks.data.preprocessing import evaluation_transform
 from repblocks.deployment.formats import get_format
 from repblocks.deployment.load import CONFIG_FILE, read_config
 from repblocks.deployment.manifest import check_files
 from repblocks.deployment.opening import Opened, forms_in, open_best, open_form
+from repblocks.deployment.preparing import labels_of, preparation
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
 
 
@@ -55,13 +54,8 @@ class Classifier:
     def __init__(self, folder: Path, form: str | None = None, *, trust: bool = False) -> None:
         check_files(folder, CONFIG_FILE)
         config = read_config(folder)
-        try:
-            self._transform = evaluation_transform(config.get("preprocessing") or {})
-        except ConfigurationError as error:
-            raise ConfigurationError(
-                f"{folder / CONFIG_FILE} does not say how to prepare an image: {error}"
-            ) from error
-        self._labels = [str(name) for name in config.get("class_names") or ()]
+        self._preparation = preparation(config, folder / CONFIG_FILE)
+        self._labels = labels_of(config, folder / CONFIG_FILE)
         self._run = _open(folder, form, trust)
         self.form = self._run.name
 
@@ -91,7 +85,7 @@ class Classifier:
     def _read(self, path: Path) -> Tensor | DataError:
         """Prepare an image as in training: in the colours of the network, without alpha."""
         try:
-            return self._transform(read_image(str(path)))
+            return self._preparation.read(path)
         except DataError as error:
             return error
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from repblocks.data import ImageDataModule
+from repblocks.deployment.artifact import check_output
 from repblocks.deployment.formats import check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
@@ -58,6 +59,7 @@ def deploy_checkpoint(
             prepared in another way than in training, has no images for a format that needs them,
             or ``output`` cannot be written.
     """
+    check_output(Path(output), Path(path))
     checkpoint = read_checkpoint(path)
     _check_options(checkpoint.model_name, model_options or {})
     arguments = {**checkpoint.model_kwargs, **(model_options or {})}

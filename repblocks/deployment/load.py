@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {error}. Give the folder that deploy.py wrote, or deploy again."
         ) from error
@@ -131,7 +131,7 @@ def build(name: Any, arguments: Any, source: Path) -> nn.Module:
         )
     try:
         return timm.create_model(name, pretrained=False, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of any network's own classes
         raise CheckpointError(
             f"{source} describes no network: {name!r} with the arguments {arguments} fails with: "
             f"{error}. Install the version that wrote the file."

@@ -75,7 +75,7 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
         version = content.get("manifest_version")
         files = content["files"] if version == MANIFEST_VERSION else {}
         entries = {name: FileEntry(**entry) for name, entry in files.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {type(error).__name__} {error}. {_AGAIN}"
         ) from error

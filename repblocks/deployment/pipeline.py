@@ -91,12 +91,13 @@ def deploy(
         VerificationError: if the folded network or a written form is another function, or a
             quantized form loses more accuracy than it may.
         ConfigurationError: if ``output`` cannot be written, a format is unknown, the example is
-            not a float32 batch, or a format that quantizes has no images to be made or judged with.
+            not a float32 batch, there are not as many class names as scores, or a format that
+            quantizes has no images to be made or judged with.
         RepblocksError: if a form cannot be written.
     """
     chosen = check_formats(formats)
     options = onnx or OnnxOptions()
-    check_onnx(formats, options)
+    check_onnx(chosen, options)
     if example_input.dtype is not torch.float32 or example_input.numel() == 0:
         raise ConfigurationError(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
@@ -106,12 +107,12 @@ def deploy(
         check_images(calibration, validation, note)
     with staged(Path(output)) as folder:
         before, after = evaluation_copy(training_form).cpu(), evaluation_copy(folded).cpu()
+        description = {**description, "num_classes": _num_classes(after, example_input)}
+        _check_labels(description)
         verification = verify(before, after, example_input)
         agreement = None if validation is None else compare_predictions(before, after, validation)
         named = description.get("model") or {"name": type(folded).__name__}
-        write_config(
-            folder, after, {**description, "num_classes": _num_classes(after, example_input)}
-        )
+        write_config(folder, after, description)
         export = Export(
             after,
             _cycle(example_input, _EXPORT_BATCH_SIZE),
@@ -133,7 +134,8 @@ def deploy(
             )
             measured["latency"] = asdict(found)
             if AUTO in formats:
-                kept = {"safetensors", *formats, *found.fastest_forms()}
+                asked = {"onnx"} if options != OnnxOptions() else set()
+                kept = {"safetensors", *formats, *asked, *found.fastest_forms()}
                 chosen = _keep(chosen, kept, folder)
                 forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
@@ -179,6 +181,15 @@ def _cycle(images: Tensor, count: int) -> Tensor:
 def _num_classes(model: nn.Module, images: Tensor) -> int:
     with torch.inference_mode():
         return int(model(images[:1]).shape[-1])
+
+
+def _check_labels(description: Mapping[str, Any]) -> None:
+    names, expected = list(description.get("class_names") or ()), description["num_classes"]
+    if names and len(names) != expected:
+        raise ConfigurationError(
+            f"class_names must hold one name for each of the {expected} scores of the network, got "
+            f"{len(names)}."
+        )
 
 
 def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.formats import Export, Format
+from repblocks.deployment.probing import probes, relative, spread
 from repblocks.deployment.quantization.friendliness import measure_friendliness
 from repblocks.deployment.quantization.report import QuantizationReport, check_drop
 from repblocks.deployment.written import written
@@ -66,12 +67,19 @@ def write_quantized(
     images = torch.cat(list(export.calibration))[: config.report_images]
     some = torch.split(images, _REPORT_BATCH)
     layers = measure_friendliness(export.model, some, half_range=config.half_range)
-    judged = {}
+    judged, differences = {}, {}
+    first, second = probes(export.example.shape[1:])
+    with torch.inference_mode():
+        expected = export.model(first)
+        scale = spread(expected, export.model(second))
     for form in chosen:
         run = written(form, export)
         found = None if run is None else compare_predictions(export.model, run, validation)
-        if found is None:
+        if run is None or found is None:
             raise ConfigurationError(f"{form.file} cannot be judged on 0 validation images.")
         check_drop(form.file, found, config.largest_drop)
         judged[form.name] = found
-    return QuantizationReport(config, sum(map(len, export.calibration)), layers, judged)
+        with torch.inference_mode():
+            differences[form.name] = relative(run(first), expected, scale)
+    count = sum(map(len, export.calibration))
+    return QuantizationReport(config, count, layers, judged, differences)

@@ -58,6 +58,10 @@ def test_it_shows_the_plan_alone(run, tmp_path):
     [
         ([FILE], "has free sizes: [?, 4, ?, ?]"),
         ([FILE, SHAPE, "ckpt_path=a.ckpt"], "leave out ckpt_path, which belong to a"),
+        ([FILE, SHAPE, "latency=true"], "leave out latency, which"),
+        ([FILE, SHAPE, "formats=[onxx]"], "leave out formats, which"),
+        ([FILE, SHAPE, "block=acb", "export=int8"], "leave out block, export, which"),
+        ([FILE, SHAPE, "onnx_export.pixels=true"], "leave out onnx_export.pixels, which"),
         ([FILE, "onnx_shape=large"], "onnx_shape must be a list or a group of keys or null"),
         (["onnx=none.onnx"], "There is no ONNX file at none.onnx."),
         ([SHAPE], "onnx_shape says how to run onnx=FILE"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from repblocks.deployment.artifact import staged, write_json
+from repblocks.deployment.artifact import check_output, staged, write_json
+from repblocks.deployment.manifest import describe_files
 from repblocks.errors import ConfigurationError
 
 
@@ -92,6 +93,27 @@ def test_fills_an_empty_folder_but_never_replaces_another(tmp_path: Path) -> Non
             write(tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "photos"]
     assert [p.name for p in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize("manifest", ["whole", "damaged", "none"])
+def test_files_of_the_user_are_never_removed(tmp_path: Path, manifest: str) -> None:
+    output = tmp_path / "artifact"
+    write(output, "old")
+    if manifest != "none":
+        content = describe_files(output, ()) if manifest == "whole" else {}
+        write_json(output / "manifest.json", content)
+    check_output(output)
+    (output / "notes").mkdir()
+    (output / "notes/thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="would be lost: .* holds notes/thesis.txt. Move"):
+        write(output)
+    assert (output / "notes/thesis.txt").read_text(encoding="utf-8") == "mine"
+    (output / "notes/thesis.txt").unlink()
+    with pytest.raises(ConfigurationError, match="holds late.txt"), staged(output):
+        (output / "late.txt").write_text("mine", encoding="utf-8")
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+    with pytest.raises(ConfigurationError, match="late.txt lies in the output"):
+        check_output(output, output / "late.txt")
 
 
 def test_unwritable_output_is_an_error_before_the_work(tmp_path: Path) -> None:

@@ -10,17 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from deployment_nets import DESCRIPTION, images, trained_net
+from deployment_nets import DESCRIPTION, PREPROCESSING, images, trained_net
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from repblocks.deployment import checking
 from repblocks.deployment.checking import check_artifact
+from repblocks.deployment.classifying import Classifier
 from repblocks.deployment.formats import get_format
 from repblocks.deployment.manifest import describe_files, read_manifest
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
+from repblocks.errors import CheckpointError
 from repblocks.folding.switch import fold_blocks
+from repblocks.predict import main
 
 Deployed = tuple[Path, DeploymentReport]
 FORMS = ("safetensors", "onnx", "pt2")
@@ -109,13 +113,78 @@ def test_forms_that_cannot_be_opened_here_are_skipped(
     assert found["pt2"] == ("skipped", "this version of repblocks does not know the format")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"interpolation": "zzz"}, "preprocessing.interpolation is 'zzz', which is unknown."),
+        ({"interpolation": ["x"]}, "preprocessing.interpolation is ['x'], which is unknown."),
+        ({"crop_pct": "x"}, "preprocessing.crop_pct must be from 0.1 to 10.0, got 'x'."),
+        ({"crop_pct": 1e-9}, "preprocessing.crop_pct must be from 0.1 to 10.0, got 1e-09."),
+        ({"crop_mode": "zzz"}, "preprocessing.crop_mode must be center or squash or border, got"),
+        ({"mean": None}, "preprocessing.mean must be 3 numbers, got None."),
+        ({"mean": [0.0]}, "preprocessing.mean must be 3 numbers, got [0.0]."),
+        ({"std": [0, 0, 0]}, "preprocessing.std must be 3 numbers above 0, got [0, 0, 0]."),
+        ({"in_channels": 1}, "preprocessing.in_channels must be 3, as in input_size, got 1."),
+        ({"in_channels": [3]}, "preprocessing.in_channels must be 3, as in input_size, got [3]."),
+    ],
+)
+def test_what_cannot_be_predicted_fails(
+    folder: Path, tmp_path: Path, capsys: Any, changes: dict[str, Any], message: str
+) -> None:
+    change_json(folder / "config.json", preprocessing={**PREPROCESSING, **changes})
+    seal(folder)
+    status, note = checks(folder)["preprocessing"]
+    assert status == "failed"
+    assert message in note
+    Image.new("RGB", (12, 12)).save(tmp_path / "x.png")
+    assert main([str(folder), str(tmp_path / "x.png"), "--form", "onnx"]) == 2
+    assert capsys.readouterr().err == f"{note}\n"
+
+
+@pytest.mark.parametrize("names", [5, "abcdefg", ["a"], [{"a": 1}] * 7])
+def test_wrong_class_names_fail(folder: Path, names: Any) -> None:
+    change_json(folder / "config.json", class_names=names)
+    seal(folder)
+    assert checks(folder)["class_names"][0] == "failed"
+    with pytest.raises(CheckpointError):
+        Classifier(folder)
+    change_json(folder / "config.json", class_names=[], num_classes=9)
+    seal(folder)
+    assert checks(folder)["onnx"] == ("failed", "gives 7 scores, and config.json says 9")
+
+
+def test_nested_json_fails(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 200_000, "utf-8")
+    seal(folder)
+    assert checks(folder)["forms"][0] == "failed"
+    (folder / "manifest.json").write_text("[" * 200_000, "utf-8")
+    assert checks(folder)["manifest.json"][0] == "failed"
+
+
+@pytest.mark.parametrize("preprocessing", [[1], "x", 3])
+def test_preprocessing_that_is_no_group(folder: Path, preprocessing: Any) -> None:
+    change_json(folder / "config.json", preprocessing=preprocessing)
+    seal(folder)
+    assert checks(folder)["forms"][0] == "failed"
+    with pytest.raises(CheckpointError, match="does not say how to prepare an image"):
+        Classifier(folder)
+
+
+def test_what_says_only_the_size_is_compared_all_the_same(folder: Path) -> None:
+    change_json(folder / "config.json", preprocessing={"input_size": [3, 12, 12]})
+    seal(folder)
+    found = checks(folder)
+    assert found["preprocessing"][0] == "skipped"
+    assert found["onnx"][0] == "passed"
+
+
 @pytest.mark.parametrize("size", [None, "abc", [3, -1, 4], [3, 2**40, 2**40], [3, "x", 4]])
 def test_a_config_without_the_size_of_images(folder: Path, size: Any) -> None:
     change_json(folder / "config.json", preprocessing={"input_size": size})
     seal(folder)
     status, note = checks(folder)["forms"]
     assert status == "failed"
-    assert f"no size of images: preprocessing.input_size is {size!r}" in note
+    assert f"does not say how to prepare an image: preprocessing.input_size is {size!r}" in note
 
 
 def test_images_that_the_network_does_not_take(folder: Path) -> None:

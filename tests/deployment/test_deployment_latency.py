@@ -15,6 +15,7 @@ from torch import Tensor
 from repblocks.deployment import latency, pipeline, runtimes
 from repblocks.deployment.formats import check_formats, get_format
 from repblocks.deployment.latency import Latency, Timing, measure_forms, time_in_turn
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.runtimes import (
     Contender,
@@ -195,3 +196,5 @@ def test_auto_keeps_the_weights_and_the_fastest(
     assert names == always | kept
     assert set(report.forms) == {"safetensors"} | ({best} & {"onnx", "pt2"})
     assert report.measured["latency"]["timings"][0]["form"] == best
+    deploy_again(tmp_path / "other", formats=["auto"], onnx=OnnxOptions(pixels=True))
+    assert (tmp_path / "other/model.onnx").is_file()  # it was asked for

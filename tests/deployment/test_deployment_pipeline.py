@@ -53,6 +53,14 @@ def test_writes_all_files(deployed: Deployed) -> None:
     assert report.sizes == {name: (output / name).stat().st_size for name in names}
 
 
+def test_class_names_fit_the_scores(tmp_path: Path) -> None:
+    description = {**DESCRIPTION, "class_names": ("a", "b", "c")}
+    message = "class_names must hold one name for each of the 7 scores of the network, got 3."
+    with pytest.raises(ConfigurationError, match=message):
+        deploy_again(tmp_path / "artifact", description=description)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_report_holds_what_was_found(deployed: Deployed) -> None:
     output, report = deployed
     saved = json.loads((output / "report.json").read_text(encoding="utf-8"))

@@ -106,6 +106,35 @@ def test_broken_images_are_named_and_the_others_classified(
     assert "could not be read as an image" in err
 
 
+def test_images_that_cannot_be_resized_or_have_no_white(
+    deployed: Deployed, tmp_path: Path, capsys: Read
+) -> None:
+    Image.new("RGB", (1, 1_000_000)).save(tmp_path / "a.png")
+    Image.fromarray(np.ones((12, 12), np.int32)).save(tmp_path / "b.tif")
+    Image.fromarray(np.ones((12, 12), np.float32)).save(tmp_path / "c.tif")
+    Image.new("RGB", (12, 12)).save(tmp_path / "d.png")
+    assert main([str(deployed[0]), str(tmp_path), "--form", "onnx"]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'd.png'}: ")
+    assert out.count("\n") == 1
+    assert "a.png is 1x1000000 pixels, which are too many" in err
+    assert err.count("holds numbers of 32 bits") == 2
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_images_of_16_bits_are_scaled(
+    deployed: Deployed, tmp_path: Path, capsys: Read, kind: str
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    Image.fromarray((pixels.astype(np.uint16) * 257).astype(kind)).save(tmp_path / "b.tif")
+    with Image.open(tmp_path / "b.tif") as image:
+        assert image.mode.startswith("I;16")
+    assert main([str(deployed[0]), str(tmp_path), "--form", "onnx", "--json"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["predictions"] == second["predictions"]
+
+
 def _empty(folder: Path, tmp_path: Path) -> list[str]:
     (tmp_path / "empty").mkdir()
     return [str(folder), str(tmp_path / "empty")]
@@ -151,7 +180,10 @@ def _with(*options: str) -> Callable[[Path, Path], list[str]]:
         (_changed("config.json"), "config.json is not the file that was written: its sha256"),
         (_changed("model.onnx"), "model.onnx is not the file that was written: its sha256"),
         (_config(preprocessing={}), "config.json does not say how to prepare an image: prepro"),
-        (_config(class_names=["a"]), "gives 7 scores, and config.json names 1 classes."),
+        (
+            _config(class_names=["a"]),
+            "config.json names 1 classes, and its network gives 7 scores.",
+        ),
         (_with("--form", "pt2"), "has no form pt2; it has onnx, safetensors."),
         (_with("--form", "onx"), "Unknown export format 'onx'. Did you mean 'onnx'?"),
     ],

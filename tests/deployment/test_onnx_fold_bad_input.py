@@ -6,6 +6,7 @@ import pytest
 from deployment.onnx_graphs import Graph, repvgg_unit
 from onnx import TensorProto, helper
 
+from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.onnx_fold import explain_onnx, fold_onnx, pipeline
 from repblocks.errors import ConfigurationError, VerificationError
 
@@ -35,6 +36,23 @@ def test_another_file(tmp_path, content):
     path = tmp_path / "picture.onnx"
     path.write_bytes(content)
     assert "picture.onnx is no ONNX file" in refused(path, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["net.json", "net.textproto"])
+def test_what_the_name_ends_in_says_nothing(tmp_path, name):
+    path = unit("N", 4, 6, 6).save(tmp_path / "net.onnx")
+    assert len(explain_onnx(path.rename(tmp_path / name)).folded) == 1
+    (tmp_path / name).write_text('{"a": 1}')
+    assert f"{name} is no ONNX file" in refused(tmp_path / name, tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"BatchNormalization_1", b"graph", b"batchnormalization1_0"])
+def test_a_name_that_is_no_text(tmp_path, text):
+    path = unit("N", 4, 6, 6).save(tmp_path / "net.onnx")
+    content = path.read_bytes()
+    assert text in content
+    path.write_bytes(content.replace(text, b"\xff" + text[1:]))
+    assert "net.onnx is a damaged ONNX file" in refused(path, tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
@@ -146,10 +164,38 @@ def test_graphs_that_depend_on_nothing_or_on_chance(tmp_path):
     )
     graph = Graph()
     x = graph.input("N", 4)
+    mode = graph.constant(np.array(True))
+    graph.output(graph.add("Dropout", x, graph.constant(np.float32(0.5)), mode), rank=2)
+    assert "draws random numbers (Dropout)" in refused(graph.save(tmp_path / "a.onnx"), tmp_path)
+    graph.constants[0] = onnx.numpy_helper.from_array(np.array(False), mode)
+    explain_onnx(graph.save(tmp_path / "a.onnx"))
+    graph = Graph()
+    x = graph.input("N", 4)
     graph.output(graph.add("Add", x, graph.add("RandomNormalLike", x)), rank=2)
     assert "draws random numbers (RandomNormalLike)" in refused(
         graph.save(tmp_path / "a.onnx"), tmp_path
     )
+
+
+def test_the_source_is_never_in_the_output(tmp_path):
+    folder = tmp_path / "out"
+    fold_onnx(unit("N", 4, 6, 6).save(tmp_path / "good.onnx"), folder)
+    unit("N", 4, 6, 6).save(folder / "other.onnx")
+    for name in ("other.onnx", "model.onnx"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(ConfigurationError, match=f"{name} lies in the output"):
+            fold_onnx(folder / name, folder)
+        assert (folder / name).read_bytes() == before
+
+
+def test_the_folder_passes_the_check_until_it_is_damaged(tmp_path):
+    folder = tmp_path / "out"
+    fold_onnx(unit("N", 4, 6, 6).save(tmp_path / "good.onnx"), folder)
+    found = {one.name: one.status for one in check_artifact(folder)}
+    passed = dict.fromkeys(("config.json", "model.onnx", "report.json", "report.md"), "passed")
+    assert found == {**passed, "forms": "skipped"}
+    (folder / "model.onnx").write_bytes(b"")
+    assert {one.name for one in check_artifact(folder) if one.status == "failed"} == {"model.onnx"}
 
 
 def test_a_wrong_fold_is_seen_and_not_written(tmp_path, monkeypatch):

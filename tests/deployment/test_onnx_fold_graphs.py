@@ -39,6 +39,17 @@ def test_three_branches_become_one_convolution(folded, opset):
     assert opset_after == opset
 
 
+@pytest.mark.parametrize("opset", [7, 9, 10, 11, 13])
+def test_products_without_a_bias_in_every_opset(folded, opset):
+    graph = Graph(opset)
+    x = graph.add("MatMul", graph.input("N", 6), graph.weight(6, 6))
+    x = graph.add(
+        "Mul", graph.add("MatMul", x, graph.weight(6, 4)), graph.constant(np.float32(0.5))
+    )
+    graph.output(x, rank=2)
+    assert folded(graph) == {"MatMul": 1}
+
+
 @pytest.mark.parametrize("ndim", [1, 2, 3])
 @pytest.mark.parametrize("group", [1, 4])
 def test_axes_and_groups(folded, ndim, group):
@@ -304,7 +315,7 @@ def test_external_data_is_read(tmp_path):
     onnx.save(graph.model(), source, save_as_external_data=True, location="w.bin", size_threshold=0)
     fold_onnx(source, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        *("config.json", "model.onnx", "report.json", "report.md")
+        *("config.json", "manifest.json", "model.onnx", "report.json", "report.md")
     ]
 
 

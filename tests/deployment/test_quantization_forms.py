@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,8 +20,10 @@ from torch import Tensor
 
 from repblocks.data import SyntheticDataModule
 from repblocks.deployment.accuracy import Agreement
+from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.formats import Export, get_format
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
+from repblocks.deployment.manifest import describe_files
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.report import check_drop
@@ -111,6 +115,31 @@ def test_the_report_says_what_each_layer_loses(quantized: Deployed) -> None:
     assert shown.texts[f"quantization: {top1}"] >= 1
     assert all(shown.texts[f"quantization: {layer['path']}"] == 1 for layer in saved["layers"])
     assert shown.count("quantization", "rect") == 3
+
+
+def test_a_quantized_form_that_is_another_function_fails(
+    quantized: Deployed, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(quantized[0], tmp_path / "artifact"))
+    found = {one.name: one for one in check_artifact(folder)}
+    assert found["onnx_int8"].status == "passed"
+    assert quantized[1].quantization is not None
+    difference = quantized[1].quantization.differences["onnx_int8"]
+    assert 1e-4 < difference < 0.5
+    model = onnx.load(folder / "model_int8.onnx")
+    random = np.random.default_rng(0)
+    for one in model.graph.initializer:
+        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) >= 2:
+            values = random.integers(-64, 64, tuple(one.dims)).astype(np.int8)
+            one.CopyFrom(onnx.numpy_helper.from_array(values, one.name))
+    onnx.save(model, folder / "model_int8.onnx")
+    names = ("safetensors", "onnx_int8")
+    manifest = describe_files(folder, map(get_format, names))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    found = {one.name: one for one in check_artifact(folder)}
+    assert found["onnx_int8"].status == "failed"
+    assert ", allowed " in found["onnx_int8"].note
+    assert found["safetensors"].status == "passed"
 
 
 def test_the_same_images_give_the_same_bytes(quantized: Deployed, tmp_path: Path) -> None:

@@ -123,12 +123,13 @@ def check_formats(names: Sequence[str]) -> list[Format]:
     return chosen
 
 
-def check_onnx(names: Sequence[str], options: OnnxOptions) -> None:
+def check_onnx(formats: Sequence[Format], options: OnnxOptions) -> None:
     """Check that there is a ``model.onnx`` where something is asked of it.
 
     Raises:
         ConfigurationError: if there is none.
     """
+    names = [form.name for form in formats]
     if options != OnnxOptions() and "onnx" not in names:
         raise ConfigurationError(
             "onnx_export.dynamic_size and onnx_export.pixels are about the format onnx, not "

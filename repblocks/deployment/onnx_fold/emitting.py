@@ -146,7 +146,8 @@ class _Emission:
         """Write a new layer down."""
         value = read.value if isinstance(read, Padded) else read
         given = Value(value.rank)
-        if isinstance(module, nn.Linear) and value.rank != 2:
+        # Before opset 11 a Gemm has a bias.
+        if isinstance(module, nn.Linear) and (value.rank != 2 or module.bias is None):
             nodes = _products(module)
         elif isinstance(module, nn.Linear):
             nodes = [_with_weights(module, "Gemm", transB=1)]
@@ -222,7 +223,7 @@ def _with_weights(
 
 
 def _products(module: nn.Linear) -> list[tuple[onnx.NodeProto, dict[str, np.ndarray]]]:
-    """Return a linear layer on the last of several axes, which ONNX has in two nodes."""
+    """Return a linear layer on the last axis as a product and a sum."""
     matrix = module.weight.detach().T.contiguous().numpy()
     nodes = [(helper.make_node("MatMul", ["x", "weight"], ["y"]), {"weight": matrix})]
     if module.bias is not None:

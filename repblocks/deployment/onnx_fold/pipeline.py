@@ -11,8 +11,9 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
-from repblocks.deployment.artifact import REPORT_FILE, staged, write_json
+from repblocks.deployment.artifact import REPORT_FILE, check_output, staged, write_json
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
+from repblocks.deployment.manifest import MANIFEST_FILE, describe_files
 from repblocks.deployment.onnx_fold.emitting import emit
 from repblocks.deployment.onnx_fold.inputs import Shapes, Spec, examples, specs_of
 from repblocks.deployment.onnx_fold.proving import Proof, prove
@@ -40,15 +41,17 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
 
     Args:
         path: The file, from any framework.
-        output: A folder for ``model.onnx``, ``report.json`` and ``report.md``; it appears whole or
-            not at all.
+        output: A folder for ``model.onnx``, its reports and a manifest; it appears whole or not at
+            all.
         shapes: Sizes of the only input, or by name of several, where they are free in the file.
             The first of them is a free batch if nothing is given.
 
     Raises:
-        ConfigurationError: if the file cannot be read or run, or sizes are missing or do not fit.
+        ConfigurationError: if the file cannot be read or run, sizes are missing or do not fit, or
+            ``output`` is not possible.
         VerificationError: if the folded file, or the file as it was read, is another function.
     """
+    check_output(Path(output), Path(path))
     source = _Source.read(Path(path), shapes)
     with staged(Path(output)) as folder:
         folded = folding.fold(source.translation.module, source.example)
@@ -70,6 +73,8 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
         write_json(folder / CONFIG_FILE, _config(source.translation.model))
+        manifest = {**describe_files(folder, ()), "format_version": FORMAT_VERSION}
+        write_json(folder / MANIFEST_FILE, {**manifest, "versions": report.versions})
     return report
 
 

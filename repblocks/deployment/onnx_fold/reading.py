@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def read_model(path: Path) -> onnx.ModelProto:
         ) from error
     try:
         onnx.checker.check_model(path)  # of a file it takes any size
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is no valid ONNX model: {_line(error)}") from error
     _check_kind(path, model)
     return model
@@ -44,7 +44,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # it has none
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        # Whatever the name ends in: onnx would guess other formats from that.
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise ConfigurationError(
             f"{path} is no ONNX file, or only a part of one: {_line(error)} Export it again, or "
@@ -52,7 +53,24 @@ def _parsed(path: Path) -> onnx.ModelProto:
         ) from error
     if not model.ir_version or not model.graph.output:
         raise ConfigurationError(f"{path} is no ONNX file: it holds no graph with outputs.")
+    if not _is_text(model):
+        raise ConfigurationError(
+            f"{path} is a damaged ONNX file: a name in it is no text. Export it again, or compare "
+            "it with the original."
+        )
     return model
+
+
+def _is_text(message: Any) -> bool:
+    """Tell whether all texts in a message are UTF-8, which protobuf does not check for us."""
+    for field, value in message.ListFields():
+        is_one = isinstance(value, str | bytes) or not isinstance(value, Sequence)
+        several = [value] if is_one else value
+        if field.type == field.TYPE_STRING and not all(isinstance(one, str) for one in several):
+            return False
+        if field.type == field.TYPE_MESSAGE and not all(map(_is_text, several)):
+            return False
+    return True
 
 
 def _check_kind(path: Path, model: onnx.ModelProto) -> None:
@@ -64,7 +82,9 @@ def _check_kind(path: Path, model: onnx.ModelProto) -> None:
         )
     if model.graph.sparse_initializer:
         raise ConfigurationError(f"{path} has sparse initializers, which are not supported.")
-    random = sorted({node.op_type for node in every_node(model.graph) if _is_random(node)})
+    constants = _truths(model.graph)
+    nodes = every_node(model.graph)
+    random = sorted({node.op_type for node in nodes if _is_random(node, constants)})
     if random:
         raise ConfigurationError(
             f"{path} draws random numbers ({', '.join(random)}), so two runs of it cannot be "
@@ -72,8 +92,26 @@ def _check_kind(path: Path, model: onnx.ModelProto) -> None:
         )
 
 
-def _is_random(node: onnx.NodeProto) -> bool:
-    return is_standard(node) and (node.op_type.startswith("Random") or node.op_type in _RANDOM)
+def _is_random(node: onnx.NodeProto, truths: Mapping[str, bool]) -> bool:
+    if not is_standard(node):
+        return False
+    if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+        return truths.get(node.input[2], True)
+    return node.op_type.startswith("Random") or node.op_type in _RANDOM
+
+
+def _truths(graph: onnx.GraphProto) -> dict[str, bool]:
+    """Return the constants that are one truth value each, as Dropout reads its mode."""
+    constants = {one.name: one for one in graph.initializer}
+    for node in every_node(graph):
+        constants |= {one.name: one for inner in graphs_of(node) for one in inner.initializer}
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = node.attribute[0].t
+    return {
+        name: bool(onnx.numpy_helper.to_array(one).any())
+        for name, one in constants.items()
+        if one.data_type == onnx.TensorProto.BOOL
+    }
 
 
 def opset_of(model: onnx.ModelProto) -> int | None:
