@@ -103,8 +103,12 @@ def he_normal_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ConvBlock) and _is_one_kernel(module):
             own.update(module.modules())
-        if isinstance(module, nn.Conv2d) and module not in own and module.weight.any():
+        if isinstance(module, nn.Conv2d) and module not in own and not _is_zero(module.weight):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+def _is_zero(weight: Tensor) -> bool:
+    return not weight.is_meta and not weight.any()
 
 
 def _is_one_kernel(block: ConvBlock) -> bool:
