@@ -83,7 +83,7 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
         return [*files, Check("forms", "failed", str(error))]
     damaged = {str(entries[name].form) for name in wrong & entries.keys()}
     files += _check_config(folder, config)
-    comparison = _Comparison(folder, images, tolerances)
+    comparison = _Comparison(folder, images, tolerances, config.get("num_classes"))
     known = [form for form in map(get_format, list_formats()) if form.name in forms]
     known.sort(key=lambda form: (form.file != WEIGHTS_FILE, form.lossy, form.executable))
     return [
@@ -115,9 +115,14 @@ class _Comparison:
     """Run forms on the same images, and compare each with the first one."""
 
     def __init__(
-        self, folder: Path, images: tuple[Tensor, Tensor], tolerances: Mapping[str, float]
+        self,
+        folder: Path,
+        images: tuple[Tensor, Tensor],
+        tolerances: Mapping[str, float],
+        num_classes: int | None,
     ) -> None:
         self.folder, self.images, self.tolerances = folder, images, tolerances
+        self.num_classes = num_classes
         self.reference: tuple[str, Tensor, float] | None = None
 
     def check(self, form: Format, trust: bool) -> Check:
@@ -131,9 +136,8 @@ class _Comparison:
             return Check(form.name, "skipped", str(error))
         except CheckpointError as error:
             return Check(form.name, "failed", str(error))
-        expected = read_config(self.folder).get("num_classes")
-        if expected is not None and scores.shape[-1] != expected:
-            text = f"gives {scores.shape[-1]} scores, and {CONFIG_FILE} says {expected}"
+        if self.num_classes is not None and scores.shape[-1] != self.num_classes:
+            text = f"gives {scores.shape[-1]} scores, and {CONFIG_FILE} says {self.num_classes}"
             return Check(form.name, "failed", text)
         if self.reference is None:
             self.reference = (form.name, scores, spread(scores, others))

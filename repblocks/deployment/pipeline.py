@@ -21,7 +21,7 @@ from repblocks.deployment.formats import (
     check_formats,
     check_onnx,
 )
-from repblocks.deployment.latency import measure_forms
+from repblocks.deployment.latency import Latency, measure_forms
 from repblocks.deployment.layer_errors import compare_layers
 from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
@@ -126,12 +126,7 @@ def deploy(
         quantized = write_quantized(chosen, export, validation or ())
         measured = _measure(before, after, example_input)
         if latency or AUTO in formats:
-            contenders = all_contenders(before, after, chosen, folder)
-            found = measure_forms(
-                contenders,
-                Reference(before, example_input, torch.float32),
-                accepted=[form.name for form in chosen if form.lossy],
-            )
+            found = _time(before, after, chosen, folder, example_input)
             measured["latency"] = asdict(found)
             if AUTO in formats:
                 asked = {"onnx"} if options != OnnxOptions() else set()
@@ -160,8 +155,19 @@ def deploy(
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
         page = render_page(report, before, after, example_input[:1])
         (folder / "report.html").write_text(page, encoding="utf-8")
-        write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, description))
+        write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, report, description))
     return report
+
+
+def _time(
+    before: nn.Module, after: nn.Module, formats: Sequence[Format], folder: Path, images: Tensor
+) -> Latency:
+    """Time each form in each runtime; those that quantize count as verified by their accuracy."""
+    return measure_forms(
+        all_contenders(before, after, formats, folder),
+        Reference(before, images, torch.float32),
+        accepted=[form.name for form in formats if form.lossy],
+    )
 
 
 def _keep(formats: Sequence[Format], kept: Collection[str], folder: Path) -> list[Format]:
@@ -202,13 +208,16 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
 
 
 def _manifest(
-    folder: Path, formats: Sequence[Format], description: Mapping[str, Any]
+    folder: Path,
+    formats: Sequence[Format],
+    report: DeploymentReport,
+    description: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say what the files are, which code wrote them, and which run the network is from."""
     return {
         **describe_files(folder, formats),
         "format_version": FORMAT_VERSION,
-        "versions": versions(formats),
+        "versions": report.versions,
         "git": code_state(),
         "run": description.get("run"),
     }

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from deployment_nets import DESCRIPTION, images, trained_net, write_checkpoint
+from deployment_nets import images, trained_net, write_checkpoint
 from rich.console import Console
+from test_deployment_pipeline import deploy_again
 from test_report_page import Page
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.formats import Export, get_format
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.manifest import describe_files
-from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.report import check_drop
 from repblocks.deployment.report import DeploymentReport
@@ -49,18 +49,13 @@ def labelled() -> list[tuple[Tensor, Tensor]]:
 
 
 def deploy_int8(output: Path, **changes: Any) -> DeploymentReport:
-    model = trained_net()
-    folded, blocks = fold_blocks(model)
     options: dict[str, Any] = {
-        "description": DESCRIPTION,
-        "example_input": images(),
         "formats": ["safetensors", "onnx_int8"],
-        "blocks": blocks,
         "validation": labelled(),
         "calibration": calibration(),
         "quantization": CONFIG,
     }
-    return deploy(model, folded, output=output, **{**options, **changes})
+    return deploy_again(output, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -58,13 +58,13 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         model = _written(source, folded, folder / FILE)
         names = source.translation.inputs
         after = open_file(folder / FILE, source.example, names)
-        proofs = tuple(_proofs(source, after))
+        proofs, fold = tuple(_proofs(source, after)), _report(folded)
         report = OnnxReport(
             Path(path).name,
             source.runtime.name,
-            Size.of(source.translation.model, _report(folded).macs_before),
-            Size.of(model, _report(folded).macs_after),
-            _report(folded),
+            Size.of(source.translation.model, fold.macs_before),
+            Size.of(model, fold.macs_after),
+            fold,
             tuple(source.translation.kept),
             proofs,
             {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},

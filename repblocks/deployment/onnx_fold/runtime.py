@@ -85,7 +85,7 @@ def _evaluator(path: Path, names: Sequence[str]) -> Runtime:
 
         def _run(self, x: Any, *given: Any, epsilon: float = 1e-5, **other: Any) -> tuple[Any]:
             if other.get("training_mode"):
-                raise NotImplementedError("It uses the statistics of each batch.")
+                raise ConfigurationError("A BatchNormalization uses the statistics of each batch.")
             scale, shift, mean, variance = (one.reshape(-1, *(1,) * (x.ndim - 2)) for one in given)
             return ((scale * (x - mean) / np.sqrt(variance + epsilon) + shift).astype(x.dtype),)
 
