@@ -12,7 +12,10 @@ from rich.table import Table
 
 
 def time_interleaved(
-    functions: Mapping[str, Callable[[], object]], rounds: int = 15, repeats: int = 3
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    repeats: int = 3,
+    finish: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Return the median time of one call of each function, in milliseconds.
 
@@ -20,13 +23,16 @@ def time_interleaved(
         functions: What to time, by name.
         rounds: How often all are timed, one after the other.
         repeats: Calls in a row that make one measurement.
+        finish: Waits for what the functions began, on a GPU.
     """
     spent: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 2):
         for name, function in functions.items():
+            finish()
             start = time.perf_counter()
             for _ in range(repeats):
                 function()
+            finish()
             if number >= 2:  # the first rounds warm up
                 spent[name].append((time.perf_counter() - start) / repeats * 1000)
     return {name: median(times) for name, times in spent.items()}

@@ -4,14 +4,16 @@
     uv run benchmarks/training_cost.py --networks    # whole networks
     uv run benchmarks/training_cost.py --post-norm   # blocks whose norm comes after the sum
     uv run benchmarks/training_cost.py --sweep       # small inputs: where merging begins to pay
+    uv run benchmarks/training_cost.py --device cuda --batch 256 --layout nhwc [--compile]
 
 Each row is one block, or network, timed in turn with its peers in one process: forward, backward
 and the update of running statistics; and the bytes that it keeps for the backward pass, the input
 and the weights aside. All are ratios to conv-BN-ReLU of the same shape, whose norm uses the
 statistics of each batch. ``frozen`` is the block with frozen norms, ``plain frozen`` the plain one
 with such; ``no norm`` is convolution, bias and ReLU, less than which frozen norms cannot cost;
-``passes`` are those over images that merging leaves, without the arithmetic on weights. The table
-is printed, and written as JSON and PNG into ``--output``.
+``passes`` are those over images that merging leaves, without the arithmetic on weights. On a GPU
+all but the parameters is in bfloat16, by autocast. The table is printed, and written as JSON and
+PNG into ``--output``.
 """
 
 from __future__ import annotations
@@ -82,10 +84,17 @@ EXECUTIONS = ("branchwise", "merged", "auto")
 
 def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """Return a function that runs a model forward and backward."""
-    gradient = torch.randn_like(model(x))
+    mixed = torch.autocast(x.device.type, x.dtype, enabled=x.dtype is torch.bfloat16)
+
+    def run() -> Tensor:
+        with mixed:
+            y: Tensor = model(x.detach().requires_grad_())
+        return y
+
+    gradient = torch.randn_like(run())
 
     def step() -> None:
-        model(x.detach().requires_grad_()).backward(gradient)
+        torch.autograd.backward(run(), gradient)
 
     return step
 
@@ -111,7 +120,8 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
         return saved
 
     x = x.detach().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+    mixed = torch.autocast(x.device.type, x.dtype, enabled=x.dtype is torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), mixed:
         y = model(x)
     storages = [saved.tensor.untyped_storage() for saved in alive]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
@@ -120,14 +130,34 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
     return sum(size for place, size in kept.items() if place not in own)
 
 
-def measure(models: Mapping[str, nn.Module], x: Tensor, rounds: int) -> dict[str, Any]:
+def captured(step: Step) -> Step:
+    """Return the kernels of a step on a GPU, without the work of the CPU between them."""
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def measure(
+    models: Mapping[str, nn.Module], x: Tensor, rounds: int, *, replay: bool
+) -> dict[str, Any]:
     """Return times and bytes as ratios to ``models["plain"]``, and the time of that in ms."""
     steps: dict[str, Step] = {name: training_step(model, x) for name, model in models.items()}
-    block = models["merged"]
-    passes = passes_of(block, x, training_step) if isinstance(block, ConvBlock) else None
+    block = models.get("merged")
+    passes = None
+    if isinstance(block, ConvBlock) and not x.is_cuda:
+        passes = passes_of(block, x, training_step)
     if passes is not None:
         steps["passes"] = passes
-    times = time_interleaved(steps, rounds, repeats=1)
+    if replay:
+        steps = {name: captured(step) for name, step in steps.items()}
+    finish = torch.cuda.synchronize if x.is_cuda else lambda: None
+    times = time_interleaved(steps, rounds, 3 if x.is_cuda else 1, finish)
     kept = {name: kept_bytes(model, x) for name, model in models.items()}
     return {
         "plain_ms": times["plain"],
@@ -203,13 +233,15 @@ class Case:
     size: int
 
 
-def cases(kind: str) -> Iterator[Case]:
-    """Give the rows of a table."""
+def cases(kind: str, images: int | None) -> Iterator[Case]:
+    """Give the rows of a table, with so many images or their own number."""
     if kind == "networks":
-        for name, batch, size in NETWORKS:
-            yield Case(f"{name} {size} px", partial(network_models, name), batch, 3, size)
+        for name, own, size in NETWORKS:
+            build = partial(network_models, name)
+            yield Case(f"{name} {size} px", build, images or own, 3, size)
         return
-    for name, batch, width, size, k, options in SHAPES[kind]:
+    for name, own, width, size, k, options in SHAPES[kind]:
+        batch = images or own
         norm = "post-norm " if "post_norm" in options else ""
         depthwise = "depthwise " if "groups" in options else ""
         stride = f" /{options['stride']}" if "stride" in options else ""
@@ -222,11 +254,19 @@ def rows_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Measure everything that was asked for."""
     found: dict[str, dict[str, Any]] = {}
     layout = LAYOUTS[arguments.layout]
-    for case in cases(arguments.kind):
+    dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
+    for case in cases(arguments.kind, arguments.batch):
         if arguments.only in case.title:
             x = torch.randn(case.batch, case.channels, case.size, case.size).relu()
-            models = {key: model.to(memory_format=layout) for key, model in case.build().items()}
-            found[case.title] = measure(models, x.to(memory_format=layout), arguments.rounds)
+            x = x.to(arguments.device, dtype, memory_format=layout)
+            wanted = arguments.columns
+            models = {k: m for k, m in case.build().items() if not wanted or k in wanted}
+            torch.compiler.reset()
+            for model in models.values():
+                model.to(x.device).to(memory_format=layout)
+                if arguments.compile:
+                    model.compile()
+            found[case.title] = measure(models, x, arguments.rounds, replay=arguments.replay)
             print(case.title, "done", flush=True)
     return found
 
@@ -265,6 +305,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="part of a row's title")
     parser.add_argument("--layout", choices=LAYOUTS, default="nchw")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, help="images, of all rows")
+    parser.add_argument("--compile", action="store_true", help="compile all with torch.compile")
+    parser.add_argument("--replay", action="store_true", help="what the GPU takes, in a graph")
+    parser.add_argument("--columns", nargs="+", help="which to measure; plain must be one")
     for kind in ("networks", "sweep", "post-norm"):
         parser.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind)
     parser.set_defaults(kind="blocks")
@@ -277,10 +322,14 @@ def main() -> None:
         [title, f"{row['plain_ms']:.1f}", *(_cell(row, name) for name in names)]
         for title, row in found.items()
     ]
-    title = f"Time / memory against plain, {arguments.layout}, {arguments.threads} thread(s)"
+    is_cpu = arguments.device == "cpu"
+    where = f"{arguments.threads} thread(s)" if is_cpu else torch.cuda.get_device_name()
+    title = f"Time / memory against plain, {arguments.layout}, {where}"
     print_table(title, ["", "plain, ms", *names], rows)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    stem = f"training_cost_{arguments.kind}_{arguments.layout}"
+    place = "" if is_cpu else "_cuda"
+    place += "_compiled" * arguments.compile + "_replayed" * arguments.replay
+    stem = f"training_cost_{arguments.kind}_{arguments.layout}{place}"
     (arguments.output / f"{stem}.json").write_text(json.dumps(found, indent=2) + "\n")
     draw(found, arguments.output / f"{stem}.png")
     print(f"Written: {arguments.output / stem}.json, .png")

@@ -202,7 +202,7 @@ class ConvBlock(RepBlock, Executed):
         """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial)``."""
         if self.is_deployed:
             return self.tail(self._linear(x))
-        return self.tail(execute(self._linear, x, self.execution))
+        return execute(self._linear, x, self.execution, self.tail)
 
     def equivalent_kernel(self, dtype: torch.dtype | None = None) -> ConvKernel:
         """Return the kernel that computes what the branches compute in evaluation mode.

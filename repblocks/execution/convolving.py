@@ -12,11 +12,40 @@ from torch.nn import functional
 
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
+from repblocks.execution import image_kernels
 
 
 def wide(x: Tensor) -> Tensor:
     """Return float32 for what is less precise, and anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def sums_wide(x: Tensor) -> bool:
+    """Tell whether an input need not be widened, as its products add up in float32.
+
+    That is so on a GPU, in the steps of autograd that compute their gradients themselves.
+    """
+    return x.dtype is torch.bfloat16 and image_kernels.serves(x)
+
+
+def summable(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """Return inputs in a dtype whose products add up in float32 at least."""
+    return inputs if all(map(sums_wide, inputs)) else tuple(map(wide, inputs))
+
+
+def shifted(x: Tensor, shift: Tensor, other: Tensor | None = None) -> Tensor:
+    """Return ``(N, C, *spatial)`` plus a shift ``(C,)`` and another input, in the dtype of x."""
+    found = image_kernels.shifted(x, shift, other) if sums_wide(x) else None
+    if found is not None:
+        return found
+    total = x + shift.view(-1, *(1,) * (x.ndim - 2))
+    return (total if other is None else total + other).to(x.dtype)
+
+
+def channel_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum of each channel of ``(N, C, *spatial)``."""
+    found = image_kernels.channel_sums(x) if sums_wide(x) else None
+    return x.flatten(2).sum((0, 2), dtype=dtype) if found is None else found
 
 
 def convolved_dtype(x: Tensor) -> torch.dtype:

@@ -20,7 +20,14 @@ from repblocks.execution import obstacles
 from repblocks.execution.dense import run_dense
 from repblocks.execution.dense_reading import split_dense
 from repblocks.execution.merged import run_merged
-from repblocks.execution.profit import dense_pays, may_pay, merging_pays, weight_space_pays
+from repblocks.execution.normed_sum import normed, normed_sum
+from repblocks.execution.profit import (
+    dense_pays,
+    may_pay,
+    merging_pays,
+    one_pass_pays,
+    weight_space_pays,
+)
 from repblocks.execution.reading import before_norm, remembered, split
 from repblocks.execution.synchronising import process_group
 from repblocks.execution.weight_space import run_in_weight_space
@@ -41,8 +48,10 @@ def check_execution(execution: str) -> None:
         raise ConfigurationError(f"execution must be one of {', '.join(known)}, got {execution!r}.")
 
 
-def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
-    """Map ``(N, C_in, *spatial)`` to the sum of the branches, ``(N, C_out, *spatial)``.
+def execute(
+    branches: nn.Module, x: Tensor, execution: str, tail: nn.Module | None = None
+) -> Tensor:
+    """Map ``(N, C_in, *spatial)`` to the tail of the branches' sum, ``(N, C_out, *spatial)``.
 
     Args:
         branches: The tree of a block.
@@ -50,17 +59,19 @@ def execute(branches: nn.Module, x: Tensor, execution: str) -> Tensor:
         execution: One of ``EXECUTIONS``, or ``ROUNDED``. ``"auto"`` decides by shape and device,
             never by values. What cannot be done runs branch by branch; for any but ``"auto"`` with
             a warning.
+        tail: What is done with the sum, if anything.
     """
+    tail = nn.Identity() if tail is None else tail
     if execution == "auto" and branches.training:
         execution = _chosen(branches, x)
     if execution == "branchwise" or not branches.training:
-        return branches(x)
-    done, reason = _together(branches, x, execution)
+        return tail(branches(x))
+    done, reason = _together(branches, x, execution, tail)
     if done is not None:
         return done
     if execution != "auto":
         warnings.warn(f"execution={execution} runs branchwise here: {reason}.", stacklevel=3)
-    return branches(x)
+    return tail(branches(x))
 
 
 def _chosen(branches: nn.Module, x: Tensor) -> str:
@@ -78,20 +89,30 @@ def _chosen(branches: nn.Module, x: Tensor) -> str:
     return "auto" if may_pay(x) or not norms else "branchwise"
 
 
-def _together(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
-    """Return the sum computed without each branch, or None and the reason why not."""
+def _together(
+    branches: nn.Module, x: Tensor, execution: str, tail: nn.Module
+) -> tuple[Tensor | None, str | None]:
+    """Return what the block gives without each branch, or None and the reason why not."""
     reason = obstacles.of(branches, x)
-    return (None, reason) if reason is not None else _merged(branches, x, execution)
+    if reason is not None:
+        return None, reason
+    norms = [module for module in branches.modules() if is_batch_norm(module)]
+    is_frozen = not any(norm.training for norm in norms)
+    inside = None if is_frozen else remembered(before_norm, branches, x.ndim - 2)
+    done, reason = _merged(branches if inside is None else inside, x, execution)
+    in_one_pass = execution == "merged" or (execution == "auto" and one_pass_pays(x))
+    if done is None:
+        return normed_sum(branches, x, tail) if in_one_pass else None, reason
+    if inside is None:
+        return tail(done), None
+    return normed(norms[-1], done, tail) if in_one_pass else tail(norms[-1](done)), None
 
 
 def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
+    """Return the sum of branches as one convolution, or None and the reason why not."""
     norms = [module for module in branches.modules() if is_batch_norm(module)]
     if not any(norm.training for norm in norms):
         return _in_weight_space(branches, x, norms, execution)
-    inside = remembered(before_norm, branches, x.ndim - 2)
-    if inside is not None:
-        done, reason = _merged(inside, x, execution)
-        return None if done is None else norms[-1](done), reason
     if execution in ("weight_space", ROUNDED):
         return None, "a BatchNorm uses the statistics of each batch"
     reason = obstacles.of_norms(norms)

@@ -21,6 +21,7 @@ from torch.autograd import Function
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.execution.reading import NormedConv, branches_of, common_axes, read_branch
+from repblocks.execution.statistics import epsilons
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ def _normalised(norms: Sequence[Any], like: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         variances = torch.stack([norm.running_var for norm in norms]).to(like)
         means = torch.stack([norm.running_mean for norm in norms]).to(like)
-        epsilon = variances.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
-        scales = (variances + epsilon).rsqrt()
+        scales = (variances + epsilons(norms, variances)).rsqrt()
     if norms[0].weight is not None:
         scales = torch.stack([norm.weight for norm in norms]).to(like) * scales
     shift = -(scales * means).sum(0)

@@ -17,7 +17,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution.convolving import convolve, gradient_of_input, wide
+from repblocks.execution.convolving import (
+    channel_sums,
+    convolve,
+    gradient_of_input,
+    shifted,
+    summable,
+    sums_wide,
+    wide,
+)
 from repblocks.execution.once import once
 
 
@@ -108,7 +116,10 @@ class _Kernel(Function):
         with torch.autocast(x.device.type, enabled=False):
             bias = shift - (kernel @ reading.offset(x, centre).unsqueeze(2)).flatten()
             weight = _as_weight(kernel, reading).to(x.dtype)
-            y = convolve(x, weight, bias, reading.axes, reading.groups)
+            if sums_wide(x):  # torch takes long to add a bias
+                y = shifted(convolve(x, weight, None, reading.axes, reading.groups), bias)
+            else:
+                y = convolve(x, weight, bias, reading.axes, reading.groups)
         ctx.reading = reading
         ctx.save_for_backward(x, weight, centre)
         return y
@@ -120,9 +131,9 @@ class _Kernel(Function):
         reading, of_x = ctx.reading, None
         if ctx.needs_input_grad[0]:
             of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
-        precise = wide(g)
-        of_kernel = reading.product(precise, wide(x), centre)
-        return of_x, of_kernel, precise.flatten(2).sum((0, 2)), None, None
+        of_kernel = reading.product(*summable(g, x), centre)
+        of_shift = channel_sums(g, centre.dtype)
+        return of_x, of_kernel, of_shift, None, None
 
 
 def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:

@@ -1,32 +1,29 @@
 """The moments of depthwise windows by Triton, where it is installed and the input is on a GPU.
 
-As :mod:`repblocks.execution.compiled` for the CPU. Nothing here imports Triton before such an input
-comes; where it is missing, or cannot build its kernels, torch does the work.
+As :mod:`repblocks.execution.compiled` for the CPU.
 
 Shapes: x ``(N, C, H, W)``, K taps.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import chain
 from math import prod
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from repblocks.algebra.axis import Axis
+from repblocks.execution import triton_kernels
 
-_log = logging.getLogger(__name__)
-
-#: Devices that the kernels run on; torch calls those of AMD so, too.
-DEVICES = ("cuda",)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Programs that share the products of all channels: enough to fill a large GPU a few times.
 _PROGRAMS = 1024
+#: Sums that a thread can hold.
+_PAIRS = 48
 #: Larger windows would need more registers than there are.
 _MOST_TAPS = 32
 
@@ -49,26 +46,59 @@ def window_products(
         return None
     x, centre = x.detach(), centre.contiguous()
     images, channels, height, width = x.shape
-    taps = prod(axis.size for axis in axes)
-    padded_taps = 16 if taps <= 16 else 32
-    block_c, block_p = (8, 16) if _is_last(x) else (1, 1024 // padded_taps)
+    block_c, block_p = (32, 4) if _is_last(x) else (1, 128)
     rows, columns = _outputs(x, axes)
-    blocks = -(-rows * columns // block_p) * images
     across = -(-channels // block_c)
-    parts = max(1, min(blocks, _PROGRAMS // across))
-    found = x.new_empty(parts, channels, padded_taps, padded_taps, dtype=torch.float32)
+    parts = max(1, min(-(-rows * columns // block_p) * images, _PROGRAMS // across))
+    taps, found = prod(axis.size for axis in axes), []
+    for first, last in _rows_of_pairs(taps):
+        pairs = sum(taps - tap for tap in range(first, last))
+        part = x.new_empty(parts, channels, pairs, dtype=torch.float32)
+        kernels.products[(across, parts)](
+            *(x, centre, part, images, channels, height, width, rows * columns, columns),
+            *(*x.stride(), *_geometry(axes), first, last, block_c, block_p),
+        )
+        found.append(part.sum(0, dtype=torch.float64))
+    gram = torch.cat(found, 1).float()[:, _numbers(taps, x.device)]
+    return gram, sum_of_images(x, centre)
+
+
+def sum_of_images(x: Tensor, centre: Tensor) -> Tensor:
+    """Return the sum of all images less the centre, ``(1, C, H, W)``, of what kernels serve."""
+    images, channels, height, width = x.shape
     total = x.new_empty(1, channels, height, width, dtype=torch.float32)
-    kernels.products[(across, parts)](
-        *(x, centre, found, images, channels, height, width, rows * columns, columns),
-        *(*x.stride(), *_geometry(axes), padded_taps, block_c, block_p),
-    )
     block_c, block_p = _blocks(x)
     grid = (-(-channels // block_c), -(-height * width // block_p))
-    kernels.summed[grid](
+    _kernels().summed[grid](
         *(x, centre, total, images, channels, height * width, width, *x.stride()),
         *(block_c, block_p),
     )
-    return found.sum(0, dtype=torch.float64)[:, :taps, :taps].float(), total
+    return total
+
+
+def serves(x: Tensor, axes: Sequence[Axis]) -> bool:
+    """Tell whether there are kernels for an input ``(N, C, *spatial)`` and its windows."""
+    return _kernels_for(x, axes) is not None
+
+
+def _rows_of_pairs(taps: int) -> Iterator[tuple[int, int]]:
+    """Give ranges of first taps whose pairs a program can hold in its registers."""
+    first = 0
+    while first < taps:
+        last, pairs = first + 1, taps - first
+        while last < taps and pairs + taps - last <= _PAIRS:
+            pairs, last = pairs + taps - last, last + 1
+        yield first, last
+        first = last
+
+
+@cache
+def _numbers(taps: int, device: torch.device) -> Tensor:
+    """Return the number of each pair of taps ``(K, K)``, counted over those in order."""
+    first, second = torch.triu_indices(taps, taps)
+    numbers = torch.empty(taps, taps, dtype=torch.int64)
+    numbers[first, second] = numbers[second, first] = torch.arange(len(first))
+    return numbers.to(device)
 
 
 def window_gradient(
@@ -95,37 +125,58 @@ def window_gradient(
         x = x.contiguous()
         total = torch.empty_like(x)
     images, channels, height, width = x.shape
+    (top, bottom), (left, right) = inner = _inner(x, axes)
     block_c, block_p = _blocks(x)
-    grid = (-(-channels // block_c), -(-height * width // block_p), images)
-    kernels.gradient[grid](
-        *(x, weight.contiguous(), image.contiguous(), of_x, total, channels, height, width),
-        *(*_outputs(x, axes), *x.stride(), *of_x.stride(), *_geometry(axes), block_c, block_p),
-    )
+    across, strides = -(-channels // block_c), (*x.stride(), *of_x.stride())
+    covered = (bottom - top) * (right - left)
+    if covered:
+        kernels.inner_gradient[(across, -(-covered // block_p), images)](
+            *(x, _lags(weight, axes), image.contiguous(), of_x, total, channels, height, width),
+            *(*strides, top, left, bottom, right, *(axis.size for axis in axes)),
+            *(*(axis.dilation for axis in axes), block_c, block_p),
+        )
+    if covered < height * width:
+        kernels.gradient[(across, -(-(height * width - covered) // block_p), images)](
+            *(x, weight.contiguous(), image.contiguous(), of_x, total, channels, height, width),
+            *(*_outputs(x, axes), *strides, *chain(*inner), *_geometry(axes), block_c, block_p),
+        )
     return total
 
 
-def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
-    if x.device.type not in DEVICES or x.ndim != 4 or x.dtype not in _DTYPES or 0 in x.shape:
-        return None
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
-        return None
-    is_small = prod(axis.size for axis in axes) <= _MOST_TAPS
-    return _kernels() if is_small else None
+def _inner(x: Tensor, axes: Sequence[Axis]) -> list[tuple[int, int]]:
+    """Return from where to where all windows that read a position are outputs; none at a stride."""
+    found = []
+    for size, outputs, axis in zip(x.shape[2:], _outputs(x, axes), axes, strict=True):
+        first, last = max(0, axis.extent - 1 - axis.low), min(size, outputs - axis.low)
+        found.append((first, last) if first < last and axis.stride == 1 else (size, size))
+    is_empty = any(first == last for first, last in found)
+    return [(size, size) for size in x.shape[2:]] if is_empty else found
+
+
+def _lags(weight: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Return the sums of weights ``(C, K, K)`` of taps at a distance, ``(C, 2R - 1, 2S - 1)``."""
+    (r, s), channels = [axis.size for axis in axes], len(weight)
+    lags = weight.new_zeros(channels, (2 * r - 1) * (2 * s - 1))
+    return lags.index_add_(1, _distances(r, s, weight.device), weight.reshape(channels, -1))
 
 
 @cache
-def _kernels() -> ModuleType | None:
-    try:
-        from triton import knobs, runtime  # type: ignore[import-untyped] # it ships no types
+def _distances(r: int, s: int, device: torch.device) -> Tensor:
+    """Return which distance each pair of taps has, ``(K * K,)``."""
+    row, column = torch.arange(r * s, device=device) // s, torch.arange(r * s, device=device) % s
+    down, across = row[None] - row[:, None] + r - 1, column[None] - column[:, None] + s - 1
+    return (down * (2 * s - 1) + across).flatten()
 
-        from repblocks.execution import triton_windows
 
-        if not knobs.runtime.interpret:
-            runtime.driver.active.get_current_target()  # builds what launches kernels
-    except (ImportError, RuntimeError) as error:
-        _log.info("Depthwise blocks are merged by torch alone, which is slower: %s.", error)
+def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
+    is_small = prod(axis.size for axis in axes) <= _MOST_TAPS
+    if not is_small or x.ndim != 4 or not triton_kernels.suit(x):
         return None
-    return triton_windows
+    return _kernels()
+
+
+def _kernels() -> Any:
+    return triton_kernels.loaded("triton_windows")
 
 
 def _geometry(axes: Sequence[Axis]) -> list[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
-from repblocks.execution.convolving import wide
+from repblocks.execution.convolving import channel_sums, shifted, summable, sums_wide, wide
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ class Channels:
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(G, D)`` less the centre, and the covariance ``(G, D, D)``."""
-        centred = self._centred(wide(x), centre)
-        mean = (centred.flatten(2).sum((0, 2)) / self.count(x)).view(self.groups, -1)
+        centred = shifted(summable(x)[0], -centre)
+        total = channel_sums(centred, centre.dtype)
+        mean = (total / self.count(x)).view(self.groups, -1)
         second = self._products(centred, centred) / self.count(x)
         return mean, second - mean.unsqueeze(2) * mean.unsqueeze(1)
 
@@ -53,26 +54,40 @@ class Channels:
     ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
         weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
-        bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
         kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
+        bias = of_mean / self.count(x)
+        if sums_wide(x):  # a bias would be rounded beside what it cancels
+            read = shifted(x, -mean.flatten())
+            own = CONV_FUNCTIONS[self.ndim](read, kernel.to(x.dtype), groups=self.groups)
+            return shifted(own, bias.flatten(), of_x)
+        bias -= (weight @ mean.unsqueeze(2)).squeeze(2)
         own = CONV_FUNCTIONS[self.ndim](wide(x), kernel, bias.flatten(), groups=self.groups)
         return own.add_(of_x)
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times the centred channels, ``(G, R, D)``."""
-        return self._products(g, self._centred(x, centre))
-
-    def _centred(self, x: Tensor, centre: Tensor) -> Tensor:
-        return x - centre.view(-1, *(1,) * self.ndim)
+        return self._products(g, shifted(x, -centre))
 
     def _products(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the sums of the products of all pairs of channels of a group."""
         if self.groups == 1 and a.ndim == 4 and b.is_contiguous(memory_format=torch.channels_last):
             left, right = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (a, b))
-            return (left.T @ right).unsqueeze(0)
+            return _product(left.T.unsqueeze(0), right.unsqueeze(0))
         left, right = (t.flatten(2).view(len(t), self.groups, -1, t[0, 0].numel()) for t in (a, b))
         if left.shape[3] < left.shape[2]:
             # A matrix for each image would be larger than the image.
             left, right = (t.permute(1, 2, 0, 3).flatten(2) for t in (left, right))
-            return left @ right.transpose(1, 2)
-        return (left @ right.transpose(2, 3)).sum(0)
+            return _product(left, right.transpose(1, 2))
+        each = _product(left.flatten(0, 1), right.flatten(0, 1).transpose(1, 2))
+        return each.view(*left.shape[:2], *each.shape[1:]).sum(0)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the products of matrices ``(B, M, K)`` and ``(B, K, N)``, in float32 at least."""
+    if left.dtype is not torch.bfloat16:
+        return left @ right
+    return (
+        torch.bmm(left, right, out_dtype=torch.float32)
+        if left.is_cuda
+        else wide(left) @ wide(right)
+    )

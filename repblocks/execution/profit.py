@@ -2,8 +2,10 @@
 
 What a block costs merged hardly depends on its number of branches, but has a part that does not
 shrink with its input. The thresholds are where the merged execution begins not to be slower on one
-CPU thread, measured with ``benchmarks/training_cost.py --sweep``; on other devices, and in compiled
-code, nothing was measured, and ``auto`` runs the branches, unless no statistics are needed.
+CPU thread, measured with ``benchmarks/training_cost.py --sweep``. On a GPU they are where kernels
+of the branches take longer than the CPU takes to launch those of the merged execution. Where
+nothing was measured, ``auto`` runs the branches, unless no statistics are needed; so it does in
+compiled code, where that was the fastest.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repblocks.algebra.kernel import Conv
-from repblocks.execution import compiled
+from repblocks.execution import compiled, triton_kernels
 from repblocks.execution.dense_reading import DenseSplit
 from repblocks.execution.frozen_sum import FrozenSum, read_frozen_sum
 from repblocks.execution.reading import Split, remembered
@@ -39,11 +41,20 @@ _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
 #: The same where kernels are compiled, and the smallest image of one channel that these do well.
 _COMPILED = {(False, False): 2**17, (False, True): 2**19, (True, False): 2**19}
 _COMPILED_IMAGE = 64
+#: Values of the input on a GPU, from which one pass for all norms pays, and then merging.
+_ONE_PASS, _MERGED = 2**26, 2**27
+_MEASURED_TAPS = 9
 
 
 def may_pay(x: Tensor) -> bool:
     """Tell whether merging may pay for branches that need the statistics of an input."""
-    return x.device.type == "cpu" and x.numel() >= _POINTWISE
+    return one_pass_pays(x) or (x.device.type == "cpu" and x.numel() >= _POINTWISE)
+
+
+def one_pass_pays(x: Tensor) -> bool:
+    """Tell whether normalising, adding and rectifying in one pass pays, on a GPU."""
+    is_measured = x.dtype is torch.bfloat16 and _is_channels_last(x)
+    return is_measured and x.numel() >= _ONE_PASS and triton_kernels.suit(x)
 
 
 def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool) -> bool:
@@ -59,6 +70,8 @@ def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool)
     """
     reading = Windows(parts.groups, parts.axes)
     read = x.shape[1] // parts.groups * reading.taps
+    if for_time and x.device.type in triton_kernels.DEVICES:
+        return False
     is_large = reading.count(x) >= (_DENSE if for_time else _DENSE // 4) * read
     return (is_large or is_shared) and reading.lags(x) is not None
 
@@ -66,6 +79,10 @@ def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool)
 def merging_pays(parts: Split, x: Tensor) -> bool:
     """Tell whether the merged branches take less time than one by one."""
     is_few = len(parts.merged) < _BRANCHES
+    if x.device.type in triton_kernels.DEVICES:
+        has_stride = any(axis.stride > 1 for axis in parts.axes)
+        is_measured = not has_stride and prod(axis.size for axis in parts.axes) <= _MEASURED_TAPS
+        return not is_few and is_measured and one_pass_pays(x) and x.numel() >= _MERGED
     if not parts.is_depthwise:
         return _pointwise_pays(parts, x, is_few=is_few)
     if is_few or x.ndim != 4:

@@ -78,15 +78,10 @@ def normalise(
     group = process_group(norms)
     if group is not None:
         means, spread, offsets, count = joint(means, spread, offsets, count, group)
-    if count < 2:
-        raise ConfigurationError(
-            "A BatchNorm in training mode needs more than one value of each channel, got one; use "
-            "more images, larger ones, or evaluation mode."
-        )
+    check_count(count)
     with torch.no_grad():
         _update(norms, means + offsets, spread * (count / (count - 1)))
-    epsilon = means.new_tensor([norm.eps for norm in norms]).unsqueeze(1)
-    scales = (spread + epsilon).rsqrt()
+    scales = (spread + epsilons(norms, means)).rsqrt()
     if norms[0].weight is not None:
         scales = torch.stack([norm.weight for norm in norms]) * scales
     shift = -(scales * means).sum(0)
@@ -94,10 +89,34 @@ def normalise(
     return scales, reduce(torch.add, (n.bias for n in norms if n.bias is not None), shift)
 
 
+def epsilons(norms: Sequence[BatchNorm], like: Tensor) -> Tensor | float:
+    """Return what keeps each variance from zero, ``(B, 1)`` or the same for all."""
+    found = [norm.eps for norm in norms]
+    # A tensor from numbers makes a GPU wait.
+    return found[0] if len({*found}) == 1 else like.new_tensor(found).unsqueeze(1)
+
+
+def check_count(count: int) -> int:
+    """Return how many values of each channel there are.
+
+    Raises:
+        ConfigurationError: for a single value, which has no variance.
+    """
+    if count < 2:
+        raise ConfigurationError(
+            "A BatchNorm in training mode needs more than one value of each channel, got one; use "
+            "more images, larger ones, or evaluation mode."
+        )
+    return count
+
+
 def _update(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:
-    """Move the running statistics of each norm towards those of a batch, unbiased."""
-    for norm, mean, variance in zip(norms, means, spread, strict=True):
-        found: Any = norm
-        found.running_mean.lerp_(mean.to(found.running_mean), norm.momentum)
-        found.running_var.lerp_(variance.to(found.running_var), norm.momentum)
-        found.num_batches_tracked.add_(1)
+    """Move the running statistics of each norm towards those of a batch, unbiased, ``(B, O)``."""
+    every: list[Any] = list(norms)
+    for momentum in {norm.momentum for norm in every}:
+        own = [number for number, norm in enumerate(norms) if norm.momentum == momentum]
+        running = [every[n].running_mean for n in own] + [every[n].running_var for n in own]
+        found = [means[n] for n in own] + [spread[n] for n in own]
+        found = [new.to(old) for new, old in zip(found, running, strict=True)]
+        torch._foreach_lerp_(running, found, momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in every], 1)

@@ -42,6 +42,6 @@ def run_in_weight_space(branches: nn.Module, x: Tensor, *, rounded: bool = False
 
 
 def _from_algebra(branches: nn.Module, x: Tensor) -> ConvKernel:
-    like = next(branches.parameters()).detach()
+    like = next(branches.parameters(), x).detach()
     value = apply(branches, AffineMap.identity(x.shape[1]).with_axes(x.ndim - 2), like)
     return ConvKernel.from_affine(value, like)

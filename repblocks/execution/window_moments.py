@@ -17,8 +17,15 @@ import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import compiled, on_gpu
-from repblocks.execution.convolving import cropped, gradient_of_weight, padded, wide
+from repblocks.execution import compiled, on_gpu, triton_kernels
+from repblocks.execution.convolving import (
+    cropped,
+    gradient_of_weight,
+    padded,
+    shifted,
+    sums_wide,
+    wide,
+)
 from repblocks.execution.lags import Lags
 
 
@@ -98,9 +105,15 @@ class Windows:
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
         """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
         sizes, channels = [axis.size for axis in self.axes], x.shape[1]
-        inner = gradient_of_weight(g, self.centred(x, centre), sizes, self.axes, channels)
-        border = g.sum(0).flatten(1) @ self.mask_deviation(x)[0].T
+        inner = gradient_of_weight(g, shifted(x, -centre), sizes, self.axes, channels)
+        deviation = _remembered(_mask_deviation, self.axes, x, centre.dtype)[0]
+        border = self._sum_of_images(g, centre).flatten(1) @ deviation.T
         return inner.view(channels, 1, -1) + (centre.unsqueeze(1) * border).unsqueeze(1)
+
+    def _sum_of_images(self, g: Tensor, centre: Tensor) -> Tensor:
+        if sums_wide(g) and on_gpu.serves(g, self.axes):
+            return on_gpu.sum_of_images(g, torch.zeros_like(centre))[0]
+        return g.sum(0, dtype=centre.dtype)
 
     def read(self, x: Tensor) -> Tensor:
         """Return what each tap reads, ``(C, K, M)``."""
@@ -186,7 +199,7 @@ class Windows:
 
 def _kernels(x: Tensor) -> ModuleType:
     """Return the module that has the kernels for the device of the input."""
-    return on_gpu if x.device.type in on_gpu.DEVICES else compiled
+    return on_gpu if x.device.type in triton_kernels.DEVICES else compiled
 
 
 Place = tuple[tuple[int, ...], torch.dtype, torch.device]

@@ -1,14 +1,14 @@
-"""The kernels for a GPU, in Triton's interpreter on the CPU, against torch in float64.
+"""The kernels for a GPU against torch in float64: on one, or in Triton's interpreter.
 
-To be run with TRITON_INTERPRET=1, set before anything imports Triton.
+The latter needs TRITON_INTERPRET=1, set before anything imports Triton.
 """
 
 import pytest
 import torch
-from execution_runs import assert_same, block_of, distance, image, step
+from execution_runs import Step, assert_same, block_of, distance, image, step
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import on_gpu
+from repblocks.execution import dispatch, normed_sum, on_gpu, triton_kernels
 from repblocks.execution.window_moments import Windows
 
 AXES = [
@@ -22,21 +22,36 @@ AXES = [
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 #: What rounding to it loses of a result.
 EXACT = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-# In a window of 5 x 5 taps, all of an image of 5 x 5 is border.
-CASES = [(axes, (5, 5), "nhwc", torch.float32) for axes in AXES]
-CASES += [(axes, (6, 7), "nchw", torch.float32) for axes in AXES]
-CASES += [(AXES[1], (5, 5), layout, dtype) for layout in LAYOUTS for dtype in EXACT]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: The interpreter is slow: it gets each case once, in one layout and dtype or another.
+EACH = [("nchw", torch.float32), ("nhwc", torch.bfloat16), ("nhwc", torch.float32)]
+EACH += [("nchw", torch.bfloat16), ("nhwc", torch.float16)]
+
+
+def each(cases):
+    """Give every case with every layout and dtype, or with one of them in turn."""
+    if DEVICE == "cuda":
+        return [(*case, *kind) for case in cases for kind in EACH[:4]]
+    return [(*case, *EACH[number % 4]) for number, case in enumerate(cases)]
+
+
+# In a window of 5 x 5 taps, all of an image of 4 x 4 is border.
+CASES = each([(axes, size) for axes, size in zip(AXES, [(5, 5), (6, 7), (4, 4)] * 2, strict=True)])
+CASES += [(AXES[1], (5, 5), *kind) for kind in EACH]
 
 windows_of_inputs = pytest.mark.parametrize(("axes", "size", "layout", "dtype"), CASES, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    monkeypatch.setattr(on_gpu, "DEVICES", ("cpu",))
+def on_the_device(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "DEVICES", (DEVICE,))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for name in ("may_pay", "one_pass_pays"):
+        monkeypatch.setattr(dispatch, name, lambda _: True)
 
 
 def inputs(size, layout, dtype):
-    x = (image(2, 2, *size) + 1).to(dtype).to(memory_format=LAYOUTS[layout])
+    x = (image(2, 2, *size) + 1).to(DEVICE, dtype).to(memory_format=LAYOUTS[layout])
     return x, x[:1].float().mean((0, 2, 3))
 
 
@@ -55,8 +70,9 @@ def test_products_are_those_of_torch(axes, size, layout, dtype):
 @windows_of_inputs
 def test_gradients_are_those_of_torch(axes, size, layout, dtype):
     (x, _), windows = inputs(size, layout, dtype), Windows(2, axes)
-    half, other = image(2, windows.taps, windows.taps, dtype=torch.float32), image(1, 2, *size)
-    weight, of_x = half + half.transpose(1, 2), image(*x.shape).to(dtype)
+    half = image(2, windows.taps, windows.taps, dtype=torch.float32).to(DEVICE)
+    other, weight = image(1, 2, *size).to(DEVICE), half + half.transpose(1, 2)
+    of_x = image(*x.shape).to(x)
     found = on_gpu.window_gradient(x, weight, other.float(), of_x, axes)
     assert found.dtype is dtype
     assert found.stride() == x.stride()
@@ -64,11 +80,52 @@ def test_gradients_are_those_of_torch(axes, size, layout, dtype):
     assert distance(found, written + other + of_x.double()) < EXACT[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("stride", [1, 2])
-def test_a_training_step_is_that_of_the_branches(stride, dtype):
-    block, x = block_of("mobileone", 2, 2, 3, stride, groups=2, activation=None), image(2, 2, 7, 8)
+#: Block, kernel size, options, and how it is run.
+BLOCKS = [
+    *(("mobileone", 3, {"stride": stride, "groups": 4}, "merged") for stride in (1, 2)),
+    ("mobileone", 1, {}, "merged"),
+    ("mobileone", 1, {"groups": 2}, "merged"),
+    ("mobileone", 1, {"stride": 2}, "merged"),
+    ("repvgg", 3, {"post_norm": True}, "merged"),
+    *((name, 3, {}, "auto") for name in ("plain", "repvgg", "dbb", "acb", "qarepvgg")),
+    *(("repvgg", 3, {"activation": name}, "auto") for name in (None, "gelu")),
+    ("repvgg", 3, {"se": 0.5}, "auto"),
+    *[("mobileone", 5, {"groups": 4}, "merged")][: DEVICE == "cuda"],
+]
+
+
+@pytest.mark.parametrize(("name", "size", "options", "execution", "layout", "dtype"), each(BLOCKS))
+def test_a_training_step_is_that_of_the_branches(name, size, options, execution, layout, dtype):
+    options = {"activation": None} | options if dtype is torch.bfloat16 else options
+    block, x = block_of(name, 4, 4, size, **options), image(3, 4, 6, 7)
     truth = step(block, x, "branchwise")
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-        found = step(block.float(), x.to(dtype), "merged")
+    found = step_there(block, x, execution, layout, dtype)
     assert_same(found, truth, EXACT[dtype] * 5, EXACT[dtype] * 10)
+
+
+@pytest.mark.parametrize(("size", "layout", "dtype"), each([(1,), (3,)]))
+def test_frozen_blocks_are_differentiable(size, layout, dtype):
+    block, x = block_of("mobileone", 4, 4, size, activation=None), image(3, 4, 6, 7)
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    truth = step(block, x, "branchwise")
+    assert_same(
+        step_there(block, x, "auto", layout, dtype), truth, EXACT[dtype] * 5, EXACT[dtype] * 10
+    )
+
+
+def step_there(block, x, execution, layout, dtype):
+    block, x = block.float().to(DEVICE), x.to(DEVICE, dtype).to(memory_format=LAYOUTS[layout])
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        found = step(block, x, execution)
+    weights = {key: value.cpu() for key, value in found.of_weights.items()}
+    buffers = {key: value.cpu() for key, value in found.buffers.items()}
+    return Step(found.output.cpu(), found.of_input.cpu(), weights, buffers)
+
+
+def test_normed_sums_run_where_nothing_is_merged(monkeypatch):
+    found, kernel_of = [], normed_sum._kernel
+    monkeypatch.setattr(normed_sum, "_kernel", lambda name: found.append(name) or kernel_of(name))
+    step_there(block_of("repvgg", 4, 4, 3), image(2, 4, 6, 7), "auto", "nhwc", torch.float32)
+    assert found == ["statistics", "normed_sum", "gradient_sums", "gradients"]

@@ -39,7 +39,7 @@ def step(block: nn.Module, x: Tensor, execution: str, calls: int = 1) -> Step:
     twin.execution = execution
     x = x.detach().requires_grad_()
     y = sum(twin(x) for _ in range(calls))
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)
     (y * weights.sin()).sum().backward()
     gradients = {key: p.grad for key, p in twin.named_parameters()}
     return Step(y.detach(), x.grad, gradients, dict(twin.named_buffers()))

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 from execution_runs import assert_same, block_of, image, step
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import on_gpu
-from repblocks.execution.profit import may_pay
+from repblocks.execution import on_gpu, triton_kernels
+from repblocks.execution.profit import may_pay, merging_pays, one_pass_pays
+from repblocks.execution.reading import split
 
 HERE = Path(__file__).parent
-POINTERS = {"x", "centre", "parts", "weight", "image", "of_x", "total"}
 
 
 def test_in_the_interpreter_they_compute_what_torch_does():
@@ -33,43 +34,65 @@ def test_in_the_interpreter_they_compute_what_torch_does():
     assert " skipped" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["products", "summed", "gradient"])
+KERNELS = {
+    "triton_windows": ["products", "summed", "inner_gradient", "gradient"],
+    "triton_moments": ["moments", "shifted"],
+    "triton_sums": ["statistics", "normed_sum", "gradient_sums", "gradients"],
+}
+#: What kernels take: images, one or several of them, numbers of channels, and what is not whole.
+IMAGES = {"x", "of_x", "total", "other", "y", "g"}
+SEVERAL = {"images", "of_images", "weights", "biases", "running_means", "running_variances"}
+VECTORS = {"centre", "parts", "weight", "image", "lags", "means", "inverses", "factors", "shift"}
+VECTORS |= {"sums"}
+
+
+def kind_of(name, *, is_sum):
+    if name in IMAGES:
+        return "*bf16"
+    if name in SEVERAL and is_sum:
+        return ("*bf16", "*fp32") if "images" in name else ("*fp32", "*fp32")
+    fractions = {"epsilon", "momentum"}
+    return "*fp32" if name in VECTORS else "fp32" if name in fractions else "i32"
+
+
 @pytest.mark.parametrize(("block_c", "block_p"), [(1, 64), (8, 16)])
-def test_they_compile_for_a_gpu(name, block_c, block_p, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "name"), [(m, n) for m, names in KERNELS.items() for n in names]
+)
+def test_they_compile_for_a_gpu(module, name, block_c, block_p, monkeypatch, tmp_path):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from repblocks.execution import triton_windows
-
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")  # unset, Triton 3.9 warns
-    kernel = getattr(triton_windows, name)
+    kernel = getattr(import_module(f"repblocks.execution.{module}"), name)
     names = inspect.signature(kernel.fn).parameters
-    constants = {"BLOCK_C": block_c, "BLOCK_P": block_p, "TAPS": 16, "R": 3, "S": 3}
-    constants |= dict.fromkeys(["LOW_R", "LOW_S", "DILATION_R", "DILATION_S"], 1)
-    constants |= {"STEP_R": 2, "STEP_S": 2}
+    constants = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK_N": 64, "R": 3, "S": 3}
+    constants |= dict.fromkeys(["LOW_R", "LOW_S", "DILATION_R", "DILATION_S", "TOP", "LEFT"], 1)
+    constants |= {"STEP_R": 2, "STEP_S": 2, "FIRST": 0, "LAST": 9}
+    constants |= {"RECTIFIED": True, "IS_ALONE": False}
     # A whole number that is one becomes a constant when a kernel is launched.
-    constants |= {"stride_w" if block_c == 1 else "stride_c": 1, "images": 1, "columns": 1}
+    constants |= {"stride_c" if block_c > 1 else "stride_w": 1, "columns": 1}
     constants = {key: value for key, value in constants.items() if key in names}
-    kinds = {key: "*fp32" if key in POINTERS else "i32" for key in names}
-    kinds |= {"x": "*bf16"} | dict.fromkeys(constants, "constexpr")
+    kinds = {key: kind_of(key, is_sum=module != "triton_windows") for key in names}
+    kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert "ptx" in built.asm
 
 
 def test_without_triton_torch_does_the_work_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr(on_gpu, "DEVICES", ("cpu",))
+    monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
     monkeypatch.setitem(sys.modules, "triton", None)
-    on_gpu._kernels.cache_clear()
+    triton_kernels.loaded.cache_clear()
     block, x = block_of("mobileone", 8, 8, 3, groups=8).float(), image(3, 8, 9, 9).float()
     with caplog.at_level(logging.INFO):
         found = step(block, x, "merged")
-    on_gpu._kernels.cache_clear()
+    triton_kernels.loaded.cache_clear()
     assert_same(found, step(block, x, "branchwise"), 1e-5, 1e-4)
     (line,) = caplog.messages
-    assert "merged by torch alone" in line
+    assert "slower without the kernels of triton_windows" in line
 
 
 @pytest.mark.parametrize(
@@ -83,7 +106,7 @@ def test_without_triton_torch_does_the_work_and_says_so_once(monkeypatch, caplog
     ids=["1-d", "double", "large", "device"],
 )
 def test_what_does_not_suit_them_is_left_to_torch(x, axes, monkeypatch):
-    monkeypatch.setattr(on_gpu, "DEVICES", ("cpu",))
+    monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
     assert on_gpu.window_products(x, x[0], axes) is None
     assert on_gpu.window_gradient(x, x, x, x, axes) is None
 
@@ -91,6 +114,22 @@ def test_what_does_not_suit_them_is_left_to_torch(x, axes, monkeypatch):
 def test_auto_runs_the_branches_on_devices_that_were_never_measured():
     assert may_pay(torch.empty(16, 64, 32, 32))
     assert not may_pay(torch.empty(16, 64, 32, 32, device="meta"))
+
+
+def test_auto_merges_large_images_on_a_gpu_in_what_was_measured(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "DEVICES", ("meta",))
+    of_blocks = [block_of("mobileone", 64, 64, k, groups=g) for k, g in ((1, 1), (3, 64), (5, 64))]
+    parts = [split(block.branches, 2) for block in of_blocks]
+    for size, dtype, layout, is_summed, is_merged in [
+        (64, torch.bfloat16, torch.channels_last, True, False),
+        (92, torch.bfloat16, torch.channels_last, True, True),
+        (63, torch.bfloat16, torch.channels_last, False, False),
+        (92, torch.float32, torch.channels_last, False, False),
+        (92, torch.bfloat16, torch.contiguous_format, False, False),
+    ]:
+        x = torch.empty(256, 64, size, size, device="meta", dtype=dtype, memory_format=layout)
+        assert one_pass_pays(x) is is_summed
+        assert [merging_pays(own, x) for own in parts] == [is_merged, is_merged, False]
 
 
 def test_triton_is_not_imported_before_it_is_needed():

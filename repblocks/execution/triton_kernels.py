@@ -1,0 +1,48 @@
+"""Kernels in Triton, for what is on a GPU.
+
+Nothing here imports Triton before such an input comes; where it is missing, or cannot build its
+kernels, torch does the work.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_log = logging.getLogger(__name__)
+
+#: Devices that the kernels run on; torch calls those of AMD so, too.
+DEVICES = ("cuda",)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def suit(x: Tensor) -> bool:
+    """Tell whether the kernels take a tensor, if they can be built."""
+    if x.device.type not in DEVICES or x.dtype not in _DTYPES or 0 in x.shape:
+        return False
+    return not torch.compiler.is_compiling() and type(x) in (Tensor, Parameter)
+
+
+@cache
+def loaded(name: str) -> ModuleType | None:
+    """Return a module of kernels, or None where Triton cannot build them.
+
+    Args:
+        name: Of a module beside this one.
+    """
+    try:
+        from triton import knobs, runtime  # type: ignore[import-untyped] # it ships no types
+
+        module = import_module(f"repblocks.execution.{name}")
+        if not knobs.runtime.interpret:
+            runtime.driver.active.get_current_target()  # builds what launches kernels
+    except (ImportError, RuntimeError) as error:
+        _log.info("Training is slower without the kernels of %s: %s.", name, error)
+        return None
+    return module
