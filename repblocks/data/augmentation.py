@@ -10,7 +10,11 @@ from typing import Any
 from PIL import Image
 from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import (
+    RandomResizedCropAndInterpolation,
+    str_to_interp_mode,
+    str_to_pil_interp,
+)
 from torch import Tensor
 from torchvision import transforms
 
@@ -137,6 +141,7 @@ class Augmentation:
                 "translate_const": int(size * 0.45),
                 # PIL wants the colour that fills the corners of a grey image as a number.
                 "img_mean": mean if len(mean) > 1 else mean[0],
+                "interpolation": str_to_pil_interp(preprocessing["interpolation"]),
             }
             steps.append(rand_augment_transform(self.rand_augment, hparams))
         if self.color_jitter:

@@ -42,6 +42,21 @@ def test_an_experiment_can_be_changed_on_the_command_line(choice):
     assert config.trainer.max_epochs == 3
 
 
+#: Recipes whose published code resizes by bicubic interpolation.
+BICUBIC = {
+    *("fastvit_t8", "replknet_31b", "repnext_chunk_m1", "repnext_tiny", "repvit_m0_9"),
+    *("unireplknet_t", "vanillanet_5"),
+}
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.endswith("_imagenet")])
+def test_a_recipe_resizes_as_its_published_code(choice):
+    data = build_data(compose("train", [choice]).data)
+    name = choice.removeprefix("experiment=").removesuffix("_imagenet")
+    expected = "bicubic" if name in BICUBIC else "bilinear"
+    assert data.preprocessing["interpolation"] == expected
+
+
 def test_without_arguments_it_is_the_quick_start():
     assert compose("train") == compose("train", ["experiment=mnist5k"])
 

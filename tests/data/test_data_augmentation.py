@@ -55,6 +55,19 @@ def test_without_augmentation_training_sees_what_evaluation_sees(image, in_chann
     assert torch.equal(Augmentation().build(values)(image), evaluation_transform(values)(image))
 
 
+@pytest.mark.parametrize("word", ["bilinear", "bicubic"])
+def test_training_and_evaluation_resize_as_they_are_told(image, word):
+    values = preprocessing(interpolation=word, input_size=[3, 11, 11])
+    expected = image.resize((11, 11), Image.Resampling[word.upper()])
+    normalised = (torch.tensor(np.asarray(expected)).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    for transform in (evaluation_transform(values), Augmentation().build(values)):
+        torch.testing.assert_close(transform(image), normalised)
+    fields = {"random_resized_crop": 0.5, "rand_augment": "rand-m9-mstd0.5"}
+    _, crop, randomly, *_ = Augmentation(**fields).build(values).transforms
+    assert crop.interpolation.value == word
+    assert {op.kwargs["resample"] for op in randomly.ops} == {Image.Resampling[word.upper()]}
+
+
 def test_flipping_alone_mirrors():
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     flipped = Augmentation(horizontal_flip=1.0).build(preprocessing(1))(Image.fromarray(pixels))
