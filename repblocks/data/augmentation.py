@@ -30,6 +30,7 @@ _RANGES = {
     "affine_scale": (0, 0.99),
     "color_jitter": (0, 1),
     "random_erasing": (0, 1),
+    "cutout": (0, 1024),
 }
 _ERASING_MODES = ("pixel", "const")
 
@@ -63,6 +64,8 @@ class Augmentation:
     random_erasing: float = 0.0
     # What fills the rectangle: pixel (normal noise) or const (the mean colour).
     random_erasing_mode: str = "pixel"
+    # Side in pixels of a square that gets the mean colour (arXiv:1708.04552; wholly inside).
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -89,6 +92,9 @@ class Augmentation:
         Returns:
             A function from an image of any mode and size to a float32 tensor ``(C, H, W)``, which
             draws from the global random generators.
+
+        Raises:
+            ConfigurationError: if ``cutout`` is not smaller than the images.
         """
         steps = [
             convert(preprocessing["in_channels"]),
@@ -102,7 +108,19 @@ class Augmentation:
                 self.random_erasing, mode=self.random_erasing_mode, device="cpu"
             )
             steps.append(erasing)
+        if self.cutout:
+            steps.append(self._square(preprocessing["input_size"][-1]))
         return transforms.Compose(steps)
+
+    def _square(self, size: int) -> RandomErasing:
+        if self.cutout >= size:
+            raise ConfigurationError(
+                f"cutout must be smaller than images of {size} pixels, got {self.cutout}."
+            )
+        area = (self.cutout / size) ** 2
+        return RandomErasing(
+            1.0, min_area=area, max_area=area, min_aspect=1, mode="const", device="cpu"
+        )
 
     def _geometry(self, preprocessing: Mapping[str, Any]) -> list[Any]:
         size = preprocessing["input_size"][-1]

@@ -24,6 +24,7 @@ ALONE = [
     {"color_jitter": 0.4},
     {"random_erasing": 1.0},
     {"random_erasing": 1.0, "random_erasing_mode": "const"},
+    {"cutout": 8},
 ]
 
 
@@ -82,10 +83,22 @@ def test_erasing_to_const_fills_with_the_mean():
     assert result.unique().tolist() == [0.0, 2.0]
 
 
+def test_cutout_is_a_square_of_the_mean():
+    white = Image.new("RGB", (16, 16), (255, 255, 255))
+    transform = Augmentation(cutout=6).build(preprocessing())
+    for _ in range(20):
+        rows, columns = (transform(white)[0] == 0).nonzero(as_tuple=True)
+        assert len(rows) == 36
+        assert rows.max() - rows.min() == columns.max() - columns.min() == 5
+    with pytest.raises(ConfigurationError, match="smaller than images of 16 pixels, got 16"):
+        Augmentation(cutout=16).build(preprocessing())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"horizontal_flip": 1.5}, r"horizontal_flip must be from 0 to 1, got 1\.5"),
+        ({"cutout": -1}, "cutout must be from 0 to 1024, got -1"),
         ({"crop_padding": -1}, r"crop_padding must be from 0 to 1024, got -1"),
         ({"random_resized_crop": 0.0}, r"random_resized_crop must be from 0\.01 to 1, got 0\.0"),
         ({"affine_degrees": 200, "affine_scale": 1.0}, r"180, got 200; affine_scale .* got 1\.0"),
