@@ -33,3 +33,4 @@ from repblocks.branches.post_norm import one_kernel as one_kernel
 from repblocks.branches.post_norm import without_norm as without_norm
 from repblocks.branches.shape import ConvShape as ConvShape
 from repblocks.branches.shape import Size as Size
+from repblocks.branches.starts import start_scales_ as start_scales_

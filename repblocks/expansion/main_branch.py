@@ -75,8 +75,8 @@ def main_branch(block: ConvBlock) -> MainBranch:
     if found is None:
         raise NotFoldable(
             f"{type(block).__name__} has no branch of one convolution of kernel size "
-            f"{block.shape.kernel_size}, pointwise ones around it at most, and a BatchNorm, which "
-            "could take what its other branches leave of a kernel."
+            f"{block.shape.kernel_size}, pointwise ones around it at most, and a BatchNorm with a "
+            "scale, which could take what its other branches leave of a kernel."
         )
     return found
 
