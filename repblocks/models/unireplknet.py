@@ -153,6 +153,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n": _row((2, 2, 8, 2), 80),
     "t": _row((3, 3, 18, 3), 80, (13, 3)),
     "s": _row((3, 3, 27, 3), 96, (13, 3, 3)),
+    "b": _row((3, 3, 27, 3), 128, (13, 3, 3)),
+    "l": _row((3, 3, 27, 3), 192, (13, 3, 3)),
+    "xl": _row((3, 3, 27, 3), 256, (13, 3, 3)),
 }
 
-register_variants("unireplknet", UniRepLKNet, VARIANTS, first_convs=("stem.0",))
+register_variants(
+    "unireplknet",
+    UniRepLKNet,
+    VARIANTS,
+    {"b": 384, "l": 384, "xl": 384},  # of the weights for 1000 classes
+    first_convs=("stem.0",),
+)
