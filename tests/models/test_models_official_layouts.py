@@ -17,7 +17,7 @@ from truth import calibrate, relative_error
 
 import repblocks.models
 from repblocks import expand, fold_blocks, load_official
-from repblocks.errors import CheckpointError
+from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.models import ECBSR, SPAN, RepLKNet
 
 QA = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8}
@@ -150,6 +150,39 @@ def test_unireplknet_as_timm_calls_convnext(deployed_file):
         "stages.0.blocks.1.conv_dw.weight"  # the first stage has one block
     }
     assert_same(loaded("unireplknet", state, deploy=True), truth, pictures("unireplknet", 9))
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deployed_file", [False, True])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_unireplknet_as_a_backbone(prefix, deployed_file, deploy):
+    torch.manual_seed(7)
+    truth = nets.UniRepLKNetBackbone(**UNI).double()
+    calibrate(truth, pictures("unireplknet"))
+    state = (switch(truth) if deployed_file else truth).state_dict()
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    if prefix:
+        state["neck.lateral_convs.0.conv.weight"] = torch.zeros(4, 8, 1, 1)
+    options = {"feature_norms": True, "num_classes": 0, "deploy": deploy}
+    model = small("unireplknet", **UNI, **options).double().eval()
+    load_official(model, state)
+    x = pictures("unireplknet", 9)
+    with torch.no_grad():
+        pairs = [*zip(model.normed_features(x), truth(x), strict=True)]
+    assert len(pairs) == len(UNI["dims"])
+    for found, wanted in pairs:
+        assert relative_error(found, wanted) < 1e-9
+
+
+def test_norms_of_features_need_the_option():
+    state = nets.UniRepLKNetBackbone(**UNI).state_dict()
+    model = small("unireplknet", **UNI, num_classes=0)
+    with pytest.raises(CheckpointError, match=r"left over: norm0\.bias, norm0\.weight"):
+        load_official(model, state)
+    with pytest.raises(ConfigurationError, match="needs a network with feature_norms=True"):
+        model.normed_features(images(32))
+    with pytest.raises(ConfigurationError, match="feature_norms must be true or false, got 1"):
+        small("unireplknet", feature_norms=1)
 
 
 @pytest.mark.parametrize("deploy", [False, True])
