@@ -4,7 +4,8 @@ Source:
     Ding et al., Diverse Branch Block, CVPR 2021, https://arxiv.org/abs/2103.13425
     Official code: https://github.com/DingXiaoH/DiverseBranchBlock
 
-Differences: dilation reaches every branch; padding need not be half the kernel; 1-d and 3-d. As in
+Differences: dilation reaches every branch; padding need not be half the kernel; 1-d and 3-d;
+``post_norm`` puts one BatchNorm after the sum in the place of the last one of each branch. As in
 the paper, the border of the inner BatchNorm comes from running statistics, in training too.
 """
 
@@ -14,10 +15,18 @@ from typing import final
 
 from torch import nn
 
-from repblocks.algebra.normalization import is_batch_norm
 from repblocks.blocks._base import ConvBlock
 from repblocks.blocks._registry import register_block
-from repblocks.branches import AveragePool, BatchNormPad, ConvShape, Pad, Sum, check_flag
+from repblocks.branches import (
+    AveragePool,
+    BatchNormPad,
+    ConvShape,
+    Pad,
+    Sum,
+    check_flag,
+    normed_after_sum,
+    start_scales_,
+)
 from repblocks.errors import ConfigurationError
 
 
@@ -28,7 +37,13 @@ class DiverseBranchBlock(ConvBlock):
 
     @classmethod
     def build_branches(
-        cls, shape: ConvShape, *, internal_channels: int | None = None, single_start: bool = False
+        cls,
+        shape: ConvShape,
+        *,
+        internal_channels: int | None = None,
+        single_start: bool = False,
+        first_scale: float = 1.0,
+        post_norm: bool = False,
     ) -> nn.Module:
         """Return the branches of figure 1.
 
@@ -38,22 +53,24 @@ class DiverseBranchBlock(ConvBlock):
                 input, twice as many in a depthwise block.
             single_start: Whether all branches but k x k start from nothing: the scale of their
                 last BatchNorm is 0 (the official code's ``single_init``).
+            first_scale: What the scales of the last BatchNorms start from (its ``init_gamma``).
+            post_norm: Whether one BatchNorm follows the sum, in the place of the last of each
+                branch; those inside of branches stay.
 
         Raises:
-            ConfigurationError: if the internal channels are no multiple of the groups, or
-                ``single_start`` is neither true nor false.
+            ConfigurationError: if the internal channels are no multiple of the groups, an argument
+                is of another type, ``first_scale`` not above 0, or ``single_start`` is asked of
+                branches without a last BatchNorm.
         """
-        check_flag("single_start", single_start)
+        check_flag("post_norm", post_norm)
         branches = Sum({"kxk": shape.conv_norm()})
         if not shape.is_depthwise:
             branches["pointwise"] = shape.resized(1).conv_norm()
         branches["pointwise_kxk"] = _pointwise_kxk(shape, internal_channels)
         branches["pointwise_average"] = _pointwise_average(shape)
-        if single_start:
-            for name in branches.keys() - {"kxk"}:
-                *_, last = filter(is_batch_norm, branches[name].modules())
-                nn.init.zeros_(last.weight)
-        return branches
+        tree = normed_after_sum(branches, shape) if post_norm else branches
+        start_scales_(tree, first_scale, single_start)
+        return tree
 
 
 def _pointwise_kxk(shape: ConvShape, internal_channels: int | None) -> nn.Sequential:

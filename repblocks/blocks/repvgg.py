@@ -7,8 +7,8 @@ Source:
 Differences: any odd kernel size; dilation and padding reach every branch; squeeze-and-excitation
 takes the mean of any input size; ``post_norm`` puts one BatchNorm after the sum in the place of one
 in each branch. ``scale`` gives the block that RepOptimizer searches its constants with (Ding et
-al., ICLR 2023, https://arxiv.org/abs/2205.15242), whose code starts ``scale`` from another value in
-each block of a stage.
+al., ICLR 2023, https://arxiv.org/abs/2205.15242); where in a stage it stands is for the network to
+say, as ``repblocks.models.RepVGG`` does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from repblocks.branches import (
 class RepVGGBlock(ConvBlock):
     """k x k, 1 x 1 and, where the shape allows it, identity."""
 
-    decayed = ("branches.identity.norm.weight",)
+    decayed = ("branches.identity.norm.weight", "branches.sum.identity.scale.weight")
 
     @classmethod
     def build_branches(

@@ -19,7 +19,9 @@ Source:
 Differences: what passes the carried channels is checked, where the official code replaces ReLU6,
 too, for which the two forms differ; the block has a stride of 1 and as many channels before as
 after; the convolutions are any conv block; groups, 1-d and 3-d. The carried channels have no
-BatchNorm when deployed.
+BatchNorm when deployed. Where the activation was a PReLU whose slope is trained, the slopes of the
+deployed one go on training, one for each channel then, those of the carried channels too, as the
+kernels that carry them do; those of relu and leakyrelu stay what they are.
 """
 
 from __future__ import annotations
@@ -158,7 +160,8 @@ class RMResidualBlock(StageBlock):
         like = next(self.conv1.parameters())
         act = nn.PReLU(channels, device=like.device, dtype=like.dtype)
         act.weight.copy_(weight)
-        return act.requires_grad_(False)
+        is_trained = isinstance(self.act, nn.PReLU) and self.act.weight.requires_grad
+        return act.requires_grad_(is_trained)
 
 
 def _slopes(act: nn.Module, channels: int) -> Tensor:

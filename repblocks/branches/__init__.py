@@ -26,9 +26,11 @@ from repblocks.branches.options import check_count as check_count
 from repblocks.branches.options import check_factor as check_factor
 from repblocks.branches.options import check_flag as check_flag
 from repblocks.branches.options import check_kernel_sizes as check_kernel_sizes
+from repblocks.branches.options import check_share as check_share
 from repblocks.branches.patches import OnPatches as OnPatches
 from repblocks.branches.post_norm import normed_after_sum as normed_after_sum
 from repblocks.branches.post_norm import one_kernel as one_kernel
 from repblocks.branches.post_norm import without_norm as without_norm
 from repblocks.branches.shape import ConvShape as ConvShape
 from repblocks.branches.shape import Size as Size
+from repblocks.branches.starts import start_scales_ as start_scales_

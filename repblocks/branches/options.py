@@ -39,6 +39,16 @@ def check_factor(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} must be a number above 0, got {value!r}.")
 
 
+def check_share(name: str, value: float) -> None:
+    """Check that an option is a number above 0, and at most 1.
+
+    Raises:
+        ConfigurationError: if it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigurationError(f"{name} must be a number above 0 and at most 1, got {value!r}.")
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Check that an option is one of a few words.
 

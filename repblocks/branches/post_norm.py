@@ -47,7 +47,9 @@ def one_kernel(shape: ConvShape, branches: nn.Module, norm: bool) -> nn.Module:
 
 def without_norm(branch: nn.Module) -> nn.Module:
     """Return a branch less the BatchNorm that it ends in."""
-    if not isinstance(branch, nn.Sequential) or not is_batch_norm(branch[-1]):
+    if not isinstance(branch, nn.Sequential):
         return branch
-    before = list(branch.named_children())[:-1]
-    return nn.Sequential(OrderedDict(before)) if before else nn.Identity()
+    *kept, (name, last) = branch.named_children()
+    if not is_batch_norm(last):
+        kept.append((name, without_norm(last)))
+    return nn.Sequential(OrderedDict(kept)) if kept else nn.Identity()

@@ -11,6 +11,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from repblocks.branches import check_choice
 from repblocks.data._images import EvaluationImages, Images, TrainingImages
 from repblocks.data._loader import ResumableLoader, collate
 from repblocks.data.augmentation import Augmentation
@@ -19,6 +20,7 @@ from repblocks.data.sampler import EpochSampler, ShardedBatches
 from repblocks.errors import ConfigurationError
 
 Batch = tuple[Tensor, Tensor]
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 class ImageDataModule(pl.LightningDataModule, ABC):
@@ -36,6 +38,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
             training process itself.
         seed: Of the order and the augmentation.
         augmentation: Of the training images. None leaves them as they are.
+        interpolation: How images of another size are resized, in training and evaluation:
+            bilinear, bicubic or another of PIL's.
 
     Attributes:
         class_names: The classes, in the order of their indices.
@@ -43,13 +47,13 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         image_size: Height and width of a batch in pixels.
         mean: Of each channel, subtracted from values in [0, 1].
         std: Of each channel, by which they are then divided.
-        interpolation: How evaluation resizes, in PIL's words.
         crop_pct: The share of the resized image that evaluation keeps.
         crop_mode: What evaluation keeps of an image that is not square, in timm's words.
         repeats: How often an epoch of training shows each of its images; see ``EpochSampler``.
 
     Raises:
-        ConfigurationError: if ``batch_size`` is not positive or ``num_workers`` is negative.
+        ConfigurationError: if ``batch_size`` is not positive, ``num_workers`` is negative,
+            or PIL has no such interpolation.
     """
 
     class_names: tuple[str, ...]
@@ -57,7 +61,6 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str = "bilinear"
     crop_pct: float = 1.0
     crop_mode: str = "center"
     repeats: int = 1
@@ -69,12 +72,15 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {batch_size}.")
         if num_workers < 0:
             raise ConfigurationError(f"num_workers must be at least 0, got {num_workers}.")
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        self.interpolation = interpolation
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

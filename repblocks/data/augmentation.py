@@ -10,7 +10,11 @@ from typing import Any
 from PIL import Image
 from timm.data.auto_augment import auto_augment_transform, rand_augment_transform
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import (
+    RandomResizedCropAndInterpolation,
+    str_to_interp_mode,
+    str_to_pil_interp,
+)
 from torch import Tensor
 from torchvision import transforms
 
@@ -26,6 +30,7 @@ _RANGES = {
     "affine_scale": (0, 0.99),
     "color_jitter": (0, 1),
     "random_erasing": (0, 1),
+    "cutout": (0, 1024),
 }
 _ERASING_MODES = ("pixel", "const")
 
@@ -59,6 +64,8 @@ class Augmentation:
     random_erasing: float = 0.0
     # What fills the rectangle: pixel (normal noise) or const (the mean colour).
     random_erasing_mode: str = "pixel"
+    # Side in pixels of a square that gets the mean colour (arXiv:1708.04552; wholly inside).
+    cutout: int = 0
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -85,6 +92,9 @@ class Augmentation:
         Returns:
             A function from an image of any mode and size to a float32 tensor ``(C, H, W)``, which
             draws from the global random generators.
+
+        Raises:
+            ConfigurationError: if ``cutout`` is not smaller than the images.
         """
         steps = [
             convert(preprocessing["in_channels"]),
@@ -98,7 +108,19 @@ class Augmentation:
                 self.random_erasing, mode=self.random_erasing_mode, device="cpu"
             )
             steps.append(erasing)
+        if self.cutout:
+            steps.append(self._square(preprocessing["input_size"][-1]))
         return transforms.Compose(steps)
+
+    def _square(self, size: int) -> RandomErasing:
+        if self.cutout >= size:
+            raise ConfigurationError(
+                f"cutout must be smaller than images of {size} pixels, got {self.cutout}."
+            )
+        area = (self.cutout / size) ** 2
+        return RandomErasing(
+            1.0, min_area=area, max_area=area, min_aspect=1, mode="const", device="cpu"
+        )
 
     def _geometry(self, preprocessing: Mapping[str, Any]) -> list[Any]:
         size = preprocessing["input_size"][-1]
@@ -137,6 +159,7 @@ class Augmentation:
                 "translate_const": int(size * 0.45),
                 # PIL wants the colour that fills the corners of a grey image as a number.
                 "img_mean": mean if len(mean) > 1 else mean[0],
+                "interpolation": str_to_pil_interp(preprocessing["interpolation"]),
             }
             steps.append(rand_augment_transform(self.rand_augment, hparams))
         if self.color_jitter:

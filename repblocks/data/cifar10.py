@@ -30,6 +30,8 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: Processes that load images; 0 loads in the training process itself.
         seed: Of the order and the augmentation.
         augmentation: Of the training images. None leaves them as they are.
+        interpolation: How images of another size are resized, in training and evaluation:
+            bilinear, bicubic or another of PIL's.
     """
 
     source: type[datasets.CIFAR10] = datasets.CIFAR10
@@ -49,9 +51,14 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: int = 2,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__(
-            batch_size=batch_size, num_workers=num_workers, seed=seed, augmentation=augmentation
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            augmentation=augmentation,
+            interpolation=interpolation,
         )
         self.root = Path(root).expanduser()
         self.download = download

@@ -9,6 +9,7 @@ from pathlib import Path
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Subset
 
+from repblocks.branches import check_share
 from repblocks.data._base import ImageDataModule
 from repblocks.data._folders import check_classes, open_folder
 from repblocks.data._images import Images
@@ -32,7 +33,8 @@ class ImageFolderDataModule(ImageDataModule):
         mean: Of each channel, for values in [0, 1].
         std: Of each channel.
         crop_pct: The share of the resized image that evaluation keeps.
-        interpolation: How images are resized: bilinear or bicubic.
+        interpolation: How images of another size are resized, in training and evaluation:
+            bilinear, bicubic or another of PIL's.
         batch_size: Images a step, in each process.
         num_workers: Processes that load images; 0 loads in the training process itself.
         seed: Of the order and the augmentation, not of the split.
@@ -60,7 +62,11 @@ class ImageFolderDataModule(ImageDataModule):
         augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__(
-            batch_size=batch_size, num_workers=num_workers, seed=seed, augmentation=augmentation
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            augmentation=augmentation,
+            interpolation=interpolation,
         )
         if not 0 < held_out < 1:
             raise ConfigurationError(f"held_out must be between 0 and 1, got {held_out}.")
@@ -69,14 +75,14 @@ class ImageFolderDataModule(ImageDataModule):
                 f"mean and std must have one value for each of {in_channels} channels,"
                 f" got {list(mean)} and {list(std)}."
             )
+        check_share("crop_pct", crop_pct)
         self.root = Path(root).expanduser()
         self.held_out = held_out
         self.image_size = image_size
+        self.crop_pct = crop_pct
         self.in_channels = in_channels
         self.mean = tuple(mean)
         self.std = tuple(std)
-        self.crop_pct = crop_pct
-        self.interpolation = interpolation
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # read once, never set

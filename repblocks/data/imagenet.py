@@ -12,6 +12,7 @@ from pathlib import Path
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.imagenet_info import ImageNetInfo
 
+from repblocks.branches import check_share
 from repblocks.data._base import ImageDataModule
 from repblocks.data._folders import check_classes, open_folder
 from repblocks.data._images import Images
@@ -31,13 +32,15 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: Processes that load images; 0 loads in the training process itself.
         seed: Of the order and the augmentation.
         augmentation: Of the training images. None resizes and crops them and no more.
+        crop_pct: The share of the resized image that evaluation keeps: of 256 pixels the central
+            224, as in He et al., 2015, and the papers since.
+        interpolation: How images of another size are resized, in training and evaluation:
+            bilinear, bicubic or another of PIL's.
     """
 
     in_channels = 3
     mean = IMAGENET_DEFAULT_MEAN
     std = IMAGENET_DEFAULT_STD
-    # 256 pixels, then the central 224, as in He et al., 2015, and the papers since.
-    crop_pct = 0.875
 
     def __init__(
         self,
@@ -48,12 +51,20 @@ class ImageNetDataModule(ImageDataModule):
         num_workers: int = 8,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        crop_pct: float = 0.875,
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__(
-            batch_size=batch_size, num_workers=num_workers, seed=seed, augmentation=augmentation
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            augmentation=augmentation,
+            interpolation=interpolation,
         )
+        check_share("crop_pct", crop_pct)
         self.root = Path(root).expanduser()
         self.image_size = image_size
+        self.crop_pct = crop_pct
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]  # read once, never set

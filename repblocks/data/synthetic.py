@@ -30,6 +30,8 @@ class SyntheticDataModule(ImageDataModule):
         num_workers: Processes that load images; 0 loads in the training process itself.
         seed: Of the order and the augmentation.
         augmentation: Of the training images. None leaves them as they are.
+        interpolation: How images of another size are resized, in training and evaluation:
+            bilinear, bicubic or another of PIL's.
 
     Raises:
         ConfigurationError: if a size is not positive or ``in_channels`` is not 1 or 3.
@@ -47,9 +49,14 @@ class SyntheticDataModule(ImageDataModule):
         num_workers: int = 0,
         seed: int = 0,
         augmentation: Augmentation | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         super().__init__(
-            batch_size=batch_size, num_workers=num_workers, seed=seed, augmentation=augmentation
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            augmentation=augmentation,
+            interpolation=interpolation,
         )
         sizes = {
             "num_classes": num_classes,

@@ -1,9 +1,10 @@
 """The branch of a block that can take any kernel of its shape, and the weight with which it does.
 
 It is a convolution of the kernel size and groups of the block, that only pointwise convolutions and
-scales stand around, and a BatchNorm after it, of its own or after the sum of all branches. Where
-the series before the last pointwise convolution is depthwise, as in DO-Conv, that convolution mixes
-filters of each channel, and takes any kernel that the filters span.
+scales stand around, and a BatchNorm after it, of its own or after the sum of all branches; in a
+block without BatchNorms, the last convolution or scale has a bias instead. Where the series before
+the last pointwise convolution is depthwise, as in DO-Conv, that convolution mixes filters of each
+channel, and takes any kernel that the filters span.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class MainBranch:
 
     Args:
         conv: Whose weight is set.
-        norms: What follows: a norm of its own, that of the sum, or both.
+        norms: What follows: a norm of its own, that of the sum, both, or none.
         others: The branches beside it.
         before: What comes before the convolution.
         after: Pointwise convolutions and scales between the convolution and the norm.
@@ -43,6 +44,11 @@ class MainBranch:
     others: tuple[nn.Module, ...]
     before: tuple[nn.Module, ...] = ()
     after: tuple[nn.Module, ...] = ()
+
+    @property
+    def last(self) -> nn.Module:
+        """What has the bias that adds to the output."""
+        return (self.conv, *self.after, *self.norms)[-1]
 
     def take_(self, weight: Tensor) -> None:
         """Set the convolution so that the branch computes a kernel, before the norm.
@@ -71,12 +77,13 @@ def main_branch(block: ConvBlock) -> MainBranch:
     Raises:
         NotFoldable: if there is none.
     """
-    found = next(chain(_normed(block), _before_norm(block)), None)
+    found = next(chain(_normed(block), _of_convs(block)), None)
     if found is None:
         raise NotFoldable(
             f"{type(block).__name__} has no branch of one convolution of kernel size "
-            f"{block.shape.kernel_size}, pointwise ones around it at most, and a BatchNorm, which "
-            "could take what its other branches leave of a kernel."
+            f"{block.shape.kernel_size}, pointwise ones around it at most, and a BatchNorm with a "
+            "scale or, without BatchNorms, a bias, which could take what its other branches leave "
+            "of a kernel."
         )
     return found
 
@@ -108,13 +115,13 @@ def _parted(branch: nn.Module | None) -> tuple[list[nn.Module], Any, tuple[Batch
     return modules[:-1], modules[-1] if modules else None, norms
 
 
-def _before_norm(block: ConvBlock) -> Iterator[MainBranch]:
-    """Find branches of several layers, with a norm after the sum and no other."""
-    tree = block.branches
-    if not isinstance(tree, nn.Sequential) or len(tree) != 2:
-        return
-    kernel, norm = tree
-    if any(map(is_batch_norm, kernel.modules())) or not scales(norm):
+def _of_convs(block: ConvBlock) -> Iterator[MainBranch]:
+    """Find branches of several layers, with a norm after the sum and no other, or none at all."""
+    kernel: Any = block.branches
+    norms: tuple[BatchNorm, ...] = ()
+    if isinstance(kernel, nn.Sequential) and len(kernel) == 2 and scales(kernel[1]):
+        kernel, norms = kernel[0], (kernel[1],)
+    if any(map(is_batch_norm, kernel.modules())):
         return
     *outside, last = _steps(kernel)
     branches = list(last.values()) if isinstance(last, Sum) else [nn.Sequential(last)]
@@ -124,7 +131,9 @@ def _before_norm(block: ConvBlock) -> Iterator[MainBranch]:
         for place, conv in enumerate(steps):
             before, after = _with_weights(steps[:place]), _with_weights(steps[place + 1 :])
             if _mixes(conv, before, after, block.shape):
-                yield MainBranch(conv, (norm,), others, before, after)
+                found = MainBranch(conv, norms, others, before, after)
+                if found.last.bias is not None:
+                    yield found
 
 
 def _steps(module: nn.Module) -> list[nn.Module]:
@@ -160,8 +169,8 @@ def _is_pointwise(module: nn.Module, groups: int) -> bool:
     if not has_rule(module):
         return False
     if isinstance(module, Scale):
-        return module.bias is None
-    if not isinstance(module, Conv) or module.bias is not None:
+        return True
+    if not isinstance(module, Conv):
         return False
     return set(module.kernel_size) == {1} and module.groups == groups
 

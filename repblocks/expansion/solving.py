@@ -6,6 +6,8 @@ other branches may hold any kernels, and one of them, the main one, takes what r
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ def solve_(block: ConvBlock, kernel: ConvKernel) -> None:
     """Change only the main branch, so that the block computes ``kernel`` in evaluation mode.
 
     Args:
-        block: In training form, in any mode; its main BatchNorm scales no channel by 0.
+        block: In training form, in any mode; no BatchNorm of its main branch scales a channel by 0.
         kernel: Of the block's shape, in any dtype.
 
     Raises:
@@ -78,9 +80,10 @@ def solve_(block: ConvBlock, kernel: ConvKernel) -> None:
             scale = norm.weight.to(like) / (var.to(like) + norm.eps).sqrt()
             weight = weight / scale.view(-1, *(1,) * (weight.ndim - 1))
         main.take_(weight)
-        # The bias of the rest holds that of the last norm, which nothing scales any more.
-        last = main.norms[-1]
-        last.bias.copy_(last.bias.to(like) - _bias(rest, like) + _bias(kernel, like))
+        # The bias of what was made holds that of the last step, which nothing scales any more.
+        made = block.equivalent_kernel(torch.float64)
+        last: Any = main.last
+        last.bias.copy_(last.bias.to(like) - _bias(made, like) + _bias(kernel, like))
 
 
 def shrink_(branch: nn.Module, kernel: ConvKernel, share: float = SHARE) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from repblocks.blocks import AuxiliaryHeads
 from repblocks.errors import VerificationError
 from repblocks.folding.accepting import check_example, check_model, unchanged
 from repblocks.folding.borrowing import memory_of_weights, own
@@ -103,6 +104,9 @@ def _rewritten(analysis: _Analysis) -> tuple[nn.Module, FoldReport]:
         put(analysis.twin, one.conv.path, one.layer())
     emptied += [gone for one in taken_in for gone in one.emptied]
     folded = rewrite(analysis.twin, placed, emptied)
+    for module in folded.modules():
+        if isinstance(module, AuxiliaryHeads):
+            module.heads = None  # evaluation mode does not use them
     carry(analysis.attributes, folded)
     own(folded, memory_of_weights(analysis.model))
     return folded, replace(analysis.report, parameters_after=_parameters(folded))

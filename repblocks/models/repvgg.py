@@ -25,6 +25,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from repblocks.blocks import AuxiliaryHeads
+from repblocks.branches import Scale
 from repblocks.models._network import Network, check_stages
 from repblocks.models._rules import SE_RULES, Rules, norm_folded
 from repblocks.models._slots import Slot
@@ -87,6 +88,7 @@ class RepVGG(Network):
                 blocks.append(slot(channels, width, 3, stride, groups=own_groups, se=se))
                 channels, number = width, number + 1
             reduction *= 2
+            _start_by_depth_(blocks)
             stages.append(nn.Sequential(*blocks))
             reductions.append(reduction)
         super().__init__(
@@ -172,6 +174,23 @@ class RepVGG(Network):
 
     def _is_guided(self) -> bool:
         return self.auxiliary is not None and not self.auxiliary.is_deployed
+
+
+def _start_by_depth_(blocks: Sequence[nn.Module]) -> None:
+    """Let the factors of RepOptimizer's search start from ``sqrt(2 / l)`` in block l of a stage.
+
+    The first one, block 0, keeps ``scale``, of which the others take the share.
+
+    Source:
+        Ding et al., Re-parameterizing Your Optimizers rather than Architectures, ICLR 2023,
+        https://arxiv.org/abs/2205.15242, and its official code
+    """
+    for number, block in list(enumerate(blocks))[1:]:
+        parts = dict(block.named_modules())
+        for name in ("kxk", "pointwise"):
+            factor = parts.get(f"branches.sum.{name}.scale")
+            if isinstance(factor, Scale):
+                factor.weight.data.mul_((2 / number) ** 0.5)
 
 
 _NORM = ".branches.norm.running_var"

@@ -4,10 +4,10 @@ Source:
     Wang et al., RepViT, CVPR 2024, section 3 and table 1, https://arxiv.org/abs/2307.09283
     Official code: https://github.com/THU-MIG/RepViT
 
-``m0_9`` to ``m2_3`` are the networks of the paper; ``m1``, ``m2`` and ``m3`` those of its first
-version, whose token mixers have no BatchNorm after the sum. The classifier is the average of two,
-each with a BatchNorm of its own, of which one learns from a teacher; in training the network then
-returns the list of both scores.
+``m0_9`` to ``m2_3`` are the networks of the paper, ``m0_6`` is one of its code; ``m1``, ``m2`` and
+``m3`` are those of its first version, whose token mixers have no BatchNorm after the sum. The
+classifier is the average of two, each with a BatchNorm of its own, of which one learns from a
+teacher; in training the network then returns the list of both scores.
 
 Differences: the classifiers are averaged when the network is deployed whatever it was trained
 with; all BatchNorms fold.
@@ -157,6 +157,7 @@ def _row(width: int, depths: Sequence[int], **options: Any) -> dict[str, Any]:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "m0_6": _row(40, (1, 1, 8, 1)),
     "m0_9": _row(48, (2, 2, 14, 2)),
     "m1_0": _row(56, (2, 2, 14, 2)),
     "m1_1": _row(64, (2, 2, 12, 2)),

@@ -19,6 +19,8 @@ from timm.layers import LayerNorm2d, NormMlpClassifierHead, calculate_drop_path_
 from torch import Tensor, nn
 
 from repblocks.blocks import STAGE_BLOCKS
+from repblocks.branches import check_flag
+from repblocks.errors import ConfigurationError
 from repblocks.models._network import Network, check_stages, doubled
 from repblocks.models._rules import Rules, deployed_where_biased, renamed
 from repblocks.models._slots import Slot
@@ -42,6 +44,8 @@ class UniRepLKNet(Network):
         num_classes: Scores.
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: Dropout before the classifier.
+        feature_norms: Whether there is a layer normalisation of the features of each stage, as the
+            official code has for detection and segmentation; see ``normed_features``.
         deploy: Build the deployed form.
     """
 
@@ -59,9 +63,11 @@ class UniRepLKNet(Network):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        feature_norms: bool = False,
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, dims=dims, kernel_sizes=kernel_sizes)
+        check_flag("feature_norms", feature_norms)
         slot = Slot.create(block, block_options, "dilated_reparam")
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages: list[nn.Module] = []
@@ -86,12 +92,29 @@ class UniRepLKNet(Network):
             deploy=deploy,
             head=NormMlpClassifierHead,
         )
+        norms = [LayerNorm2d(dim, eps=1e-6) for dim in dims] if feature_norms else []
+        self.feature_norms = nn.ModuleList(norms)
+
+    def normed_features(self, x: Tensor) -> list[Tensor]:
+        """Map images ``(N, C, H, W)`` to the normalised features of each stage, ``(N, C_i, *)``.
+
+        Raises:
+            ConfigurationError: if the network was built without ``feature_norms``.
+        """
+        if not self.feature_norms:
+            raise ConfigurationError("normed_features needs a network with feature_norms=True.")
+        x, found = self.stem(x), []
+        for stage, norm in zip(self.stages, self.feature_norms, strict=True):
+            x = stage(x)
+            found.append(norm(x))
+        return found
 
     def official_rules(self) -> Rules:
         """Return the names of the official code, and as timm calls those of ConvNeXt."""
         inside = r"(?=dwconv|conv_dw|norm\.|se\.(?:down|up)\.|pwconv|mlp\.|act\.|gamma$)"
         kernels = ".mixer.kernels.branches"
         return (
+            *(_OF_DETECTORS if self.feature_norms else ()),
             (r"^downsample_layers\.0\.", "stem."),
             (r"^(?:downsample_layers\.(\d+)|stages\.(\d+)\.downsample)\.", _of_stage),
             (rf"^stages\.(\d+)\.(?:blocks\.)?(\d+)\.{inside}", _block),
@@ -117,6 +140,8 @@ class UniRepLKNet(Network):
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return weights with the norms of small kernels beside these, and deployed kernels."""
+        if self.feature_norms and self.num_classes == 0:  # the features have norms of their own
+            state = {f"head.{k}": v for k, v in self.head.state_dict().items()} | state
         small = ".kernels.branches.conv.weight"
         norms = [name.replace(small, ".norm") for name in state if name.endswith(small)]
         state = renamed(state, ((r"\.mixer\.norm\.", ".mixer.kernels.branches.norm."),), norms)
@@ -125,6 +150,14 @@ class UniRepLKNet(Network):
         state = deployed_where_biased(state, rules)
         linear = [n for n, v in state.items() if n.endswith(".pw2.weight") and v.ndim == 2]
         return state | {name: state[name][..., None, None] for name in linear}
+
+
+#: What files of detectors and segmenters have beside the backbone, and what its norms are here.
+_OF_DETECTORS: Rules = (
+    (r"^(neck|rpn_head|roi_head|decode_head|auxiliary_head)\.", None),
+    (r"^backbone\.", ""),
+    (r"^norm(\d)\.", r"feature_norms.\1."),
+)
 
 
 def _of_stage(found: re.Match[str]) -> str:
@@ -153,6 +186,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "n": _row((2, 2, 8, 2), 80),
     "t": _row((3, 3, 18, 3), 80, (13, 3)),
     "s": _row((3, 3, 27, 3), 96, (13, 3, 3)),
+    "b": _row((3, 3, 27, 3), 128, (13, 3, 3)),
+    "l": _row((3, 3, 27, 3), 192, (13, 3, 3)),
+    "xl": _row((3, 3, 27, 3), 256, (13, 3, 3)),
 }
 
-register_variants("unireplknet", UniRepLKNet, VARIANTS, first_convs=("stem.0",))
+register_variants(
+    "unireplknet",
+    UniRepLKNet,
+    VARIANTS,
+    {"b": 384, "l": 384, "xl": 384},  # of the weights for 1000 classes
+    first_convs=("stem.0",),
+)

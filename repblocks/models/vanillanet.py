@@ -10,7 +10,8 @@ In training each layer is two convolutions with an activation between them, whic
 no fold is possible before its end.
 
 Differences: the classifier is one linear layer in both forms, where the official one has an
-annealed activation in training, too; no convolution has a bias before its BatchNorm. Initial
+annealed activation in training, too; no convolution has a bias before its BatchNorm; no
+variant pools to a fixed size. Initial
 weights are torch's. Official weights are those of the end of the annealing: no file says how far it
 was.
 """
@@ -168,5 +169,6 @@ _EPS = 1e-6
 _DEPTHS = {5: (0, 1, 1, 1), 6: (0, 1, 1, 2), **{n: (1, 1, n - 6, 2) for n in range(7, 14)}}
 
 VARIANTS: dict[str, dict[str, Any]] = {str(n): {"depths": row} for n, row in _DEPTHS.items()}
+VARIANTS["13_x1_5"] = {"depths": _DEPTHS[13], "dims": doubled(768)}
 
 register_variants("vanillanet", VanillaNet, VARIANTS, first_convs=("stem.conv.conv1.conv",))

@@ -50,6 +50,8 @@ class OptimizerConfig:
     base_batch_size: int = 256
     # The weight decay, not for biases and 1-d parameters unless a block asks for it.
     weight_decay: float = 1e-4
+    # Whether it acts on biases and 1-d parameters, too, as in older recipes.
+    decay_all: bool = False
     # What the weight decay falls to, along half a cosine over the run; None: it stays.
     weight_decay_end: float | None = None
     # The momentum, for optimizers that have one.

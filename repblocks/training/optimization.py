@@ -34,7 +34,10 @@ def decayed_names(model: nn.Module) -> set[str]:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, exempt: Collection[str] = ()
+    model: nn.Module,
+    weight_decay: float,
+    exempt: Collection[str] = (),
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters into those with and those without weight decay.
 
@@ -45,6 +48,7 @@ def parameter_groups(
         model: The network that is trained.
         weight_decay: The decay of the decayed ones.
         exempt: Names of more parameters that are not decayed.
+        decay_all: Whether all others are.
 
     Returns:
         The groups that are not empty, as torch's optimizers take them.
@@ -57,7 +61,7 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         is_kernel = parameter.ndim > 1 and not name.endswith(".bias") and name not in excluded
-        is_decayed = (is_kernel or name in declared) and name not in exempt
+        is_decayed = (decay_all or is_kernel or name in declared) and name not in exempt
         (decayed if is_decayed else free).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": free, "weight_decay": 0.0},
@@ -94,7 +98,7 @@ def build_optimizer(
     Raises:
         ConfigurationError: if nothing can be trained, or the optimizer refuses its options.
     """
-    groups = parameter_groups(model, config.weight_decay, exempt)
+    groups = parameter_groups(model, config.weight_decay, exempt, config.decay_all)
     if not groups:
         raise ConfigurationError("The model has no parameter with requires_grad=True to train.")
     lr = scaled_lr(config, global_batch)

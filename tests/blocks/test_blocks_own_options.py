@@ -1,5 +1,7 @@
 """What single blocks do beyond the contract."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -21,8 +23,67 @@ def test_mobileone_builds_the_branches_it_is_told(branches, scale):
         "mobileone", 6, 6, 3, groups=6, num_conv_branches=branches, use_scale_branch=scale
     )
     assert len(block.branches) == branches + scale + 1
-    with pytest.raises(ConfigurationError, match="num_conv_branches must be .* at least 1, got 0"):
-        create_block("mobileone", 6, 6, 3, num_conv_branches=0)
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [
+        ({}, {"scale", "identity"}),
+        ({"use_scale_branch": False}, {"identity"}),
+        ({"kernel_size": 1}, {"identity"}),
+        ({"out_channels": 12, "stride": 2}, {"scale"}),
+        ({"kernel_size": 7, "groups": 6, "padding": 1}, {"scale", "identity"}),
+    ],
+    ids=str,
+)
+def test_mobileone_without_k_x_k_branches_is_one_kernel(shape, names, post_norm):
+    torch.manual_seed(0)
+    arguments = {"in_channels": 6, "out_channels": 6, "kernel_size": 3, **shape}
+    block = create_block("mobileone", **arguments, num_conv_branches=0, post_norm=post_norm)
+    branches = block.double().branches
+    assert set(branches.sum if post_norm and len(names) > 1 else branches) == names
+    x = image()
+    truth = calibrate(block, x)(x)
+    assert set(block.equivalent_kernel().kernel_size) == {1}
+    block.switch_to_deploy()
+    assert relative_error(block(x), truth) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:execution=merged runs branchwise")
+@pytest.mark.parametrize("post_norm", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mobileone", {"num_conv_branches": 0}),
+        ("mobileone", {"num_conv_branches": 0, "use_scale_branch": False}),
+        ("acb", {"use_affine": False}),
+        ("dbb", {}),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 6])
+def test_every_execution_trains_alike(name, options, groups, post_norm):
+    torch.manual_seed(0)
+    block = create_block(name, 6, 6, 3, groups=groups, post_norm=post_norm, **options).double()
+    x, found = image().requires_grad_(), {}
+    for execution in ("branchwise", "merged", "auto"):
+        own = copy.deepcopy(block)  # the border of dbb comes from statistics that each run changes
+        own.execution = execution
+        y = own(x)
+        leaves = [x, *own.parameters()]
+        found[execution] = [y, *torch.autograd.grad(y.square().sum(), leaves)]
+    for execution in ("merged", "auto"):
+        for one, truth in zip(found[execution], found["branchwise"], strict=True):
+            torch.testing.assert_close(one, truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"kernel_size": 1, "stride": 2}, {"out_channels": 12, "use_scale_branch": False}]
+)
+def test_mobileone_needs_a_branch(shape):
+    arguments = {"in_channels": 6, "out_channels": 6, "kernel_size": 3, **shape}
+    with pytest.raises(ConfigurationError, match="num_conv_branches must be at least 1 where.*0"):
+        create_block("mobileone", **arguments, num_conv_branches=0)
 
 
 def test_identity_branches_need_the_shape_for_it():
@@ -128,7 +189,7 @@ def test_activations_that_mix_channels_are_refused(activation):
 @pytest.mark.parametrize(
     ("block", "option", "message"),
     [
-        ("mobileone", {"num_conv_branches": 2.5}, "a whole number of at least 1, got 2.5"),
+        ("mobileone", {"num_conv_branches": 2.5}, "a whole number of at least 0, got 2.5"),
         ("dbb", {"internal_channels": 0}, "multiple of the 1 groups, got 0"),
         ("dbb", {"internal_channels": 8.0}, r"multiple of the 1 groups, got 8\.0"),
         ("dbb", {"internal_channels": True}, "multiple of the 1 groups, got True"),
@@ -142,7 +203,7 @@ def test_activations_that_mix_channels_are_refused(activation):
         ("plain", {"activation": 6}, "activation must be the name of a torch activation.*got 6"),
         ("plain", {"se": 1.5}, "se must be a fraction.*at most 1, got 1.5"),
         ("plain", {"se": "half"}, "se must be a fraction.*got 'half'"),
-        ("mobileone", {"num_conv_branches": True}, "a whole number of at least 1, got True"),
+        ("mobileone", {"num_conv_branches": True}, "a whole number of at least 0, got True"),
         ("mobileone", {"use_scale_branch": 1}, "use_scale_branch must be true or false, got 1"),
     ],
 )

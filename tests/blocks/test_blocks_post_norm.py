@@ -8,6 +8,7 @@ from truth import calibrate, relative_error, rms_error
 from repblocks import expand, fold
 from repblocks.algebra import is_batch_norm
 from repblocks.blocks import CONV_BLOCKS, create_block
+from repblocks.branches import BatchNormPad
 from repblocks.errors import ConfigurationError
 
 BLOCKS = [name for name, cls in CONV_BLOCKS.items() if "post_norm" in cls.__signature__.parameters]
@@ -34,7 +35,7 @@ def ready(name, ndim=2, **shape):
 
 
 def test_the_blocks_of_normed_branches_have_it():
-    assert {"repvgg", "mobileone", "acb"} <= set(BLOCKS)
+    assert {"repvgg", "mobileone", "acb", "dbb"} <= set(BLOCKS)
 
 
 @blocks
@@ -42,7 +43,9 @@ def test_the_blocks_of_normed_branches_have_it():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_forms_are_one_function(name, shape, ndim):
     block, x = ready(name, ndim, **shape), image(ndim)
-    assert [is_batch_norm(m) for m in block.branches.modules()].count(True) == 1
+    inside = [m.norm for m in block.modules() if isinstance(m, BatchNormPad)]
+    norms = [m for m in block.branches.modules() if is_batch_norm(m) and m not in inside]
+    assert norms == [block.branches.norm]
     with torch.no_grad():
         truth = block(x)
         block.switch_to_deploy()

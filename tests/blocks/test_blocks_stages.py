@@ -152,6 +152,22 @@ def test_rm_residual_needs_no_addition_for_any_input(activation, groups, shortcu
     assert macs == 9 * 2 * DIM * 2 * DIM // groups
 
 
+def test_rm_residual_goes_on_training_the_slopes_that_it_trained():
+    for options, is_trained in (({}, True), ({"activation": "leakyrelu"}, False)):
+        block = ready("rm_residual", **{"activation": "prelu", **options})
+        block.switch_to_deploy()
+        assert block.act.weight.requires_grad == is_trained
+        block(image()).square().sum().backward()
+        assert is_trained == (block.act.weight.grad is not None)
+        if is_trained:
+            assert block.act.weight.grad.abs().min() > 0
+    frozen = ready("rm_residual", activation="prelu")
+    frozen.act.requires_grad_(False)
+    frozen.switch_to_deploy()
+    assert not frozen.act.weight.requires_grad
+    assert all(conv.weight.requires_grad for conv in (frozen.conv1, frozen.conv2))
+
+
 def test_rm_residual_carries_its_input_only_through_what_passes_it():
     with pytest.raises(ConfigurationError, match="activation must be one of relu.*got 'relu6'"):
         STAGE_BLOCKS["rm_residual"](DIM, activation="relu6")

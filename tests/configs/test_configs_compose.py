@@ -42,6 +42,44 @@ def test_an_experiment_can_be_changed_on_the_command_line(choice):
     assert config.trainer.max_epochs == 3
 
 
+#: Recipes whose published code resizes by bicubic interpolation.
+BICUBIC = {
+    *("fastvit_t8", "replknet_31b", "repnext_chunk_m1", "repnext_tiny", "repvit_m0_9"),
+    *("unireplknet_t", "vanillanet_5"),
+}
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.endswith("_imagenet")])
+def test_a_recipe_resizes_as_its_published_code(choice):
+    data = build_data(compose("train", [choice]).data)
+    name = choice.removeprefix("experiment=").removesuffix("_imagenet")
+    expected = "bicubic" if name in BICUBIC else "bilinear"
+    assert data.preprocessing["interpolation"] == expected
+
+
+#: Learning rate, epochs and name of the optimizer of code that decays biases and norms, too.
+DECAY_ALL = {
+    "acb_cifar": (0.2, 400, "momentum"),
+    "plain_cifar": (0.2, 400, "momentum"),
+    "dbb_cifar": (0.2, 400, "momentum"),
+    "dyrep_cifar": (0.1, 600, "momentum"),
+    "acb_resnet18_imagenet": (0.1, 100, "momentum"),
+    "dbb_resnet18_imagenet": (0.1, 120, "momentum"),
+    "dbb_mobilenetv1_imagenet": (0.1, 120, "momentum"),
+}
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment=")])
+def test_recipes_decay_what_their_published_code_decays(choice):
+    config = compose("train", [choice])
+    name = choice.removeprefix("experiment=")
+    assert config.optimizer.decay_all == (name in DECAY_ALL)
+    if name in DECAY_ALL:
+        found = (config.optimizer.lr, config.trainer.max_epochs, config.optimizer.name)
+        assert found == DECAY_ALL[name]
+        assert config.optimizer.weight_decay == 1e-4
+
+
 def test_without_arguments_it_is_the_quick_start():
     assert compose("train") == compose("train", ["experiment=mnist5k"])
 

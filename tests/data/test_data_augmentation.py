@@ -24,6 +24,7 @@ ALONE = [
     {"color_jitter": 0.4},
     {"random_erasing": 1.0},
     {"random_erasing": 1.0, "random_erasing_mode": "const"},
+    {"cutout": 8},
 ]
 
 
@@ -55,6 +56,19 @@ def test_without_augmentation_training_sees_what_evaluation_sees(image, in_chann
     assert torch.equal(Augmentation().build(values)(image), evaluation_transform(values)(image))
 
 
+@pytest.mark.parametrize("word", ["bilinear", "bicubic"])
+def test_training_and_evaluation_resize_as_they_are_told(image, word):
+    values = preprocessing(interpolation=word, input_size=[3, 11, 11])
+    expected = image.resize((11, 11), Image.Resampling[word.upper()])
+    normalised = (torch.tensor(np.asarray(expected)).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    for transform in (evaluation_transform(values), Augmentation().build(values)):
+        torch.testing.assert_close(transform(image), normalised)
+    fields = {"random_resized_crop": 0.5, "rand_augment": "rand-m9-mstd0.5"}
+    _, crop, randomly, *_ = Augmentation(**fields).build(values).transforms
+    assert crop.interpolation.value == word
+    assert {op.kwargs["resample"] for op in randomly.ops} == {Image.Resampling[word.upper()]}
+
+
 def test_flipping_alone_mirrors():
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     flipped = Augmentation(horizontal_flip=1.0).build(preprocessing(1))(Image.fromarray(pixels))
@@ -69,10 +83,22 @@ def test_erasing_to_const_fills_with_the_mean():
     assert result.unique().tolist() == [0.0, 2.0]
 
 
+def test_cutout_is_a_square_of_the_mean():
+    white = Image.new("RGB", (16, 16), (255, 255, 255))
+    transform = Augmentation(cutout=6).build(preprocessing())
+    for _ in range(20):
+        rows, columns = (transform(white)[0] == 0).nonzero(as_tuple=True)
+        assert len(rows) == 36
+        assert rows.max() - rows.min() == columns.max() - columns.min() == 5
+    with pytest.raises(ConfigurationError, match="smaller than images of 16 pixels, got 16"):
+        Augmentation(cutout=16).build(preprocessing())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"horizontal_flip": 1.5}, r"horizontal_flip must be from 0 to 1, got 1\.5"),
+        ({"cutout": -1}, "cutout must be from 0 to 1024, got -1"),
         ({"crop_padding": -1}, r"crop_padding must be from 0 to 1024, got -1"),
         ({"random_resized_crop": 0.0}, r"random_resized_crop must be from 0\.01 to 1, got 0\.0"),
         ({"affine_degrees": 200, "affine_scale": 1.0}, r"180, got 200; affine_scale .* got 1\.0"),

@@ -130,11 +130,19 @@ def test_too_few_images_to_hold_one_out_are_refused(tmp_path):
         ({"held_out": 1.0}, r"held_out must be between 0 and 1, got 1\.0"),
         ({"in_channels": 1}, r"each of 1 channels, got \[0\.485"),
         ({"std": [1.0]}, r"each of 3 channels.*and \[1\.0\]"),
+        ({"interpolation": "cubic"}, "interpolation must be one of nearest, .* got 'cubic'"),
+        ({"crop_pct": 1.5}, r"crop_pct must be a number above 0 and at most 1, got 1\.5"),
     ],
 )
 def test_impossible_options_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigurationError, match=message):
         module(tmp_path, **options)
+
+
+@pytest.mark.parametrize("options", [{"interpolation": "cubic"}, {"crop_pct": 0}], ids=str)
+def test_imagenet_refuses_what_folders_refuse(tmp_path, options):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be"):
+        ImageNetDataModule(root=tmp_path, **options)
 
 
 def test_imagenet_wants_its_thousand_folders(tmp_path):

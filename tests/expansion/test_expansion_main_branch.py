@@ -20,12 +20,16 @@ TAKES = [
     ("do_conv", 3, {"depth_multiplier": 20}),
     ("do_conv", 1, {}),
     ("ecb", 5, {"use_identity": True}),
+    ("ecb", 3, {"norm": False}),
+    ("ecb", 3, {"norm": False, "use_identity": True}),
+    ("conv3xc", 3, {"norm": False}),
+    ("expand_conv", 3, {"norm": False}),
+    ("do_conv", 3, {"norm": False}),
 ]
 TAKES_NONE = [
     ("orepa", 7, {}),
     ("orepa", 7, {"large_kernel": "plain"}),
     ("expand_conv", 5, {"form": "ck"}),
-    ("ecb", 3, {"norm": False}),
 ]
 
 

@@ -293,6 +293,23 @@ class UniRepLKNet(nn.Module):
         return self.head(self.norm(x.mean((2, 3))))
 
 
+class UniRepLKNetBackbone(UniRepLKNet):
+    """The same for detection and segmentation: a norm for the features of each stage, no head."""
+
+    def __init__(self, depths, dims, kernel_sizes):
+        super().__init__(depths, dims, kernel_sizes)
+        del self.norm, self.head
+        for i, dim in enumerate(dims):
+            setattr(self, f"norm{i}", ChannelNorm(dim))
+
+    def forward(self, x):
+        found = []
+        for i, (before, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = stage(before(x))
+            found.append(getattr(self, f"norm{i}")(x))
+        return found
+
+
 def switch(model):
     for module in list(model.modules()):
         if hasattr(module, "switch") and not isinstance(module, Dilated):

@@ -61,7 +61,14 @@ def test_deployed_they_are_gone():
     with torch.no_grad():
         truth = model(x)
         assert relative_error(folded(x), truth) < 1e-10
-        assert relative_error(fold(model, x)(x), truth) < 1e-10
+        traced = fold(model, x)
+        assert relative_error(traced(x), truth) < 1e-10
+    assert count_parameters(traced) == count_parameters(folded)
+    report, auxiliary = traced.fold_report, count_parameters(model.auxiliary)
+    assert auxiliary > 0, "the model is not changed"
+    assert report.parameters_after == count_parameters(traced)
+    assert report.parameters_before == count_parameters(model)
+    assert fold(plus().eval()).auxiliary.is_deployed, "without an example, too"
     deployed = plus(deploy=True).double().eval()
     deployed.load_state_dict(folded.state_dict(), strict=True)
     assert torch.equal(deployed(x), folded(x))

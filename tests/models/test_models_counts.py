@@ -7,6 +7,7 @@ import timm
 import torch
 from models_nets import NAMES, count_macs, count_parameters
 from timm.models import reparameterize_model
+from timm.models.repvit import RepVit
 from torch import nn
 
 PEERS = {
@@ -28,6 +29,17 @@ def counts(model, size=224, channels=3):
 def meta(name, **options):
     with torch.device("meta"):
         return timm.create_model(name, **options)
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_repvit_m0_6_counts_as_timms_class_of_its_shape(deploy):
+    peer = RepVit(embed_dim=(40, 80, 160, 320), depth=(1, 1, 8, 1), distillation=True)
+    peer = reparameterize_model(peer.eval(), inplace=True) if deploy else peer
+    found = counts(meta("repblocks_repvit_m0_6", deploy=deploy))
+    assert found == counts(peer)
+    # What the README of the chunked RepNeXt measured, of one classifier: 2.5 M, 0.39 G.
+    single = counts(meta("repblocks_repvit_m0_6", deploy=True, distilled=False))
+    assert [round(single[0] / 1e6, 1), round(single[1] / 1e9, 2)] == [2.5, 0.39]
 
 
 def test_timm_has_a_peer_of_each_published_network():

@@ -108,6 +108,9 @@ UNIREPLKNET = {
     "n": ((2, 2, 8, 2), 80, 1),
     "t": ((3, 3, 18, 3), 80, 2),
     "s": ((3, 3, 27, 3), 96, 3),
+    "b": ((3, 3, 27, 3), 128, 3),
+    "l": ((3, 3, 27, 3), 192, 3),
+    "xl": ((3, 3, 27, 3), 256, 3),
 }
 
 
@@ -119,8 +122,8 @@ def test_unireplknet_counts_as_its_formula(variant, deployed):
     assert found == total(unireplknet(depths, width, third, deployed), 8 * width)
 
 
-def vanillanet(depth, deployed):
-    dims, size, c = (512, 1024, 2048, 4096), 56, 512
+def vanillanet(depth, deployed, c=512):
+    dims, size = (c, 2 * c, 4 * c, 8 * c), 56
 
     def layer(c_in, hidden, c_out, k, before, after):
         if deployed:
@@ -140,10 +143,16 @@ def vanillanet(depth, deployed):
 
 
 @pytest.mark.parametrize("deployed", [False, True])
-@pytest.mark.parametrize("depth", range(5, 14))
-def test_vanillanet_counts_as_its_formula(depth, deployed):
-    found = counts(f"vanillanet_{depth}", 224, deploy=deployed)
-    assert found == total(vanillanet(depth, deployed), 4096)
+@pytest.mark.parametrize("variant", [*map(str, range(5, 14)), "13_x1_5"])
+def test_vanillanet_counts_as_its_formula(variant, deployed):
+    found = counts(f"vanillanet_{variant}", 224, deploy=deployed)
+    assert found == vanillanet_total(variant, deployed)
+
+
+def vanillanet_total(variant, deployed):
+    depth, _, factor = variant.partition("_")
+    width = 768 if factor else 512
+    return total(vanillanet(int(depth), deployed, width), 8 * width)
 
 
 #: Millions of parameters, billions of multiply-adds, size of the image.
@@ -157,6 +166,9 @@ PUBLISHED = {
     "unireplknet_n": (18.3, 2.8, 224),
     "unireplknet_t": (31, 4.9, 224),
     "unireplknet_s": (56, 9.1, 224),
+    "unireplknet_b": (98, 47.2, 384),
+    "unireplknet_l": (218, 105.4, 384),
+    "unireplknet_xl": (386, 187, 384),
     "vanillanet_5": (15.5, 5.2, 224),
     "vanillanet_6": (32.5, 6.0, 224),
     "vanillanet_7": (32.8, 6.9, 224),
@@ -166,23 +178,24 @@ PUBLISHED = {
     "vanillanet_11": (50.0, 10.3, 224),
     "vanillanet_12": (54.3, 11.1, 224),
     "vanillanet_13": (58.6, 11.9, 224),
+    "vanillanet_13_x1_5": (127.8, 26.5, 224),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_formula_of_the_deployed_form_has_the_published_size(name):
-    family, variant = name.split("_")
+    family, variant = name.split("_", 1)
     *published, size = PUBLISHED[name]
     if family == "vanillanet":
-        layers, last = vanillanet(int(variant), True), 4096
+        counted = vanillanet_total(variant, True)
     elif family == "replknet":
         row = REPLKNET[variant]
         assert row[-1] == size
-        layers, last = replknet(*row, True), row[0][-1]
+        counted = total(replknet(*row, True), row[0][-1])
     else:
         depths, width, third = UNIREPLKNET[variant]
-        layers, last = unireplknet(depths, width, third, True), 8 * width
-    for found, told, unit in zip(total(layers, last), published, (1e6, 1e9), strict=True):
+        counted = total(unireplknet(depths, width, third, True, size), 8 * width)
+    for found, told, unit in zip(counted, published, (1e6, 1e9), strict=True):
         digit = 0.1 if isinstance(told, float) else 1
         # Most are rounded, one is cut off.
         assert -digit / 2 <= found / unit - told < digit

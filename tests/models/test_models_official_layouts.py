@@ -17,7 +17,7 @@ from truth import calibrate, relative_error
 
 import repblocks.models
 from repblocks import expand, fold_blocks, load_official
-from repblocks.errors import CheckpointError, NotFoldable
+from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.models import ECBSR, SPAN, RepLKNet
 
 QA = {"depths": (1, 2), "widths": (8, 16), "stem_width": 8}
@@ -61,9 +61,6 @@ CASES = {
     "span": (lambda: plain.SPAN(6, 2), enlarging(SPAN, width=6)),
 }
 
-#: Their blocks cannot be expanded.
-WITHOUT_NORM = {"ecbsr", "span"}
-
 
 def pictures(name, seed=1):
     channels = 1 if name == "ecbsr" else 3
@@ -101,10 +98,6 @@ def test_deployed_weights_give_the_outputs_of_the_stand_in(name, deploy):
         assert relative_error(switch(truth)(x), before) < 1e-10
     assert truth.state_dict().keys() != names
     model = CASES[name][1](deploy=deploy).double().eval()
-    if name in WITHOUT_NORM and not deploy:
-        with pytest.raises(NotFoldable, match="no branch .* and a BatchNorm"):
-            load_official(model, truth.state_dict())
-        return
     load_official(model, truth.state_dict())
     assert_same(model, truth, x, 1e-10 if deploy else 1e-9)
     assert_same(fold_blocks(model)[0], truth, x, 1e-9)
@@ -157,6 +150,39 @@ def test_unireplknet_as_timm_calls_convnext(deployed_file):
         "stages.0.blocks.1.conv_dw.weight"  # the first stage has one block
     }
     assert_same(loaded("unireplknet", state, deploy=True), truth, pictures("unireplknet", 9))
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deployed_file", [False, True])
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_unireplknet_as_a_backbone(prefix, deployed_file, deploy):
+    torch.manual_seed(7)
+    truth = nets.UniRepLKNetBackbone(**UNI).double()
+    calibrate(truth, pictures("unireplknet"))
+    state = (switch(truth) if deployed_file else truth).state_dict()
+    state = {f"{prefix}{name}": value for name, value in state.items()}
+    if prefix:
+        state["neck.lateral_convs.0.conv.weight"] = torch.zeros(4, 8, 1, 1)
+    options = {"feature_norms": True, "num_classes": 0, "deploy": deploy}
+    model = small("unireplknet", **UNI, **options).double().eval()
+    load_official(model, state)
+    x = pictures("unireplknet", 9)
+    with torch.no_grad():
+        pairs = [*zip(model.normed_features(x), truth(x), strict=True)]
+    assert len(pairs) == len(UNI["dims"])
+    for found, wanted in pairs:
+        assert relative_error(found, wanted) < 1e-9
+
+
+def test_norms_of_features_need_the_option():
+    state = nets.UniRepLKNetBackbone(**UNI).state_dict()
+    model = small("unireplknet", **UNI, num_classes=0)
+    with pytest.raises(CheckpointError, match=r"left over: norm0\.bias, norm0\.weight"):
+        load_official(model, state)
+    with pytest.raises(ConfigurationError, match="needs a network with feature_norms=True"):
+        model.normed_features(images(32))
+    with pytest.raises(ConfigurationError, match="feature_norms must be true or false, got 1"):
+        small("unireplknet", feature_norms=1)
 
 
 @pytest.mark.parametrize("deploy", [False, True])

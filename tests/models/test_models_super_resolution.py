@@ -87,26 +87,6 @@ def test_ecbsr_starts_from_the_enlarged_image():
         torch.testing.assert_close(model(x), nearest)
 
 
-@scales
-def test_ecbsr_counts_as_its_formula(scale):
-    def conv(c_in, c_out):
-        return 9 * c_in * c_out + c_out
-
-    # M4C16 on the luminance, with one slope for each channel of five activations.
-    expected = conv(1, 16) + 4 * conv(16, 16) + conv(16, scale**2) + 5 * 16
-    assert count_parameters(ECBSR(scale, deploy=True)) == expected
-
-
-@scales
-def test_span_counts_as_its_formula(scale):
-    def conv(c_in, c_out, taps=9):
-        return taps * c_in * c_out + c_out
-
-    c, pixels = 52, 3 * scale**2
-    expected = conv(3, c) + 19 * conv(c, c) + conv(4 * c, c, 1) + conv(c, pixels)
-    assert count_parameters(SPAN(scale, deploy=True)) == expected
-
-
 @networks
 def test_refusals(network):
     with pytest.raises(ConfigurationError, match="scale must be.* at least 1.* got 0"):

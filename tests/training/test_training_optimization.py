@@ -69,6 +69,16 @@ def test_what_a_timm_model_excludes_is_not_decayed():
     assert names_of(model, parameter_groups(model, 0.01)) == {0.0: ["bias", "weight"]}
 
 
+def test_recipes_that_decay_all_leave_only_what_is_exempt():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    config = OptimizerConfig(weight_decay=0.01, decay_all=True)
+    optimizer = build_optimizer(model, config, 128, exempt=["0.weight"])
+    assert names_of(model, optimizer.param_groups) == {
+        0.0: ["0.weight"],
+        0.01: ["0.bias", "1.bias", "1.weight"],
+    }
+
+
 def test_learning_rate_is_scaled_by_the_global_batch_and_logged(caplog):
     config = OptimizerConfig(lr=0.1, base_batch_size=256)
     with caplog.at_level(logging.INFO):

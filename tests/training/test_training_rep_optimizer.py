@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 import repblocks.models  # noqa: F401 - registers the networks
+from repblocks.algebra import AffineMap, ConvKernel, apply
 from repblocks.blocks import create_block
 from repblocks.errors import CheckpointError, ConfigurationError, UnknownNameError
 from repblocks.training import (
@@ -135,6 +136,64 @@ def test_100_updates_are_those_of_the_branches(kind):
         moved = (expected - before).norm()
         assert moved > 0.1 * before.norm(), "it was trained"
         assert (got - expected).norm() < 1e-9 * moved
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_100_updates_of_the_networks_that_train_builds(kind):
+    """The plain network and that of constant factors, each under the groups of the library."""
+    options = {} if kind == "sgd" else {"options": {"eps": 1e-150}}
+    common = {"lr": 0.02 if kind == "sgd" else 2e-3, "base_batch_size": 6, "weight_decay": 0.01}
+    own = {"kernel_scale": 0.5, "pointwise_scale": 1.25, "identity_scale": 1.0}
+    config = RepOptimizerConfig(name=f"rep_{kind}", **common, **own, **options)
+    plain, branches = (small("plain"), small("repvgg", scale=0.5))
+    for name, parameter in branches.named_parameters():
+        if name.endswith(("kxk.scale.weight", "pointwise.scale.weight")):
+            nn.init.constant_(parameter, 0.5 if "kxk" in name else 1.25)
+            parameter.requires_grad_(False)
+    for path in constants_of(plain, config):
+        kernel = kernel_of_sum(branches.get_submodule(path))
+        _conv(plain.get_submodule(path)).weight.data.copy_(kernel)
+    plain.head.load_state_dict(branches.head.state_dict())
+    start = {path: _conv(plain.get_submodule(path)).weight.clone() for path in SMALL}
+    ordinary = OptimizerConfig(name=kind, **common, **options)
+    for model, optimizer in ((plain, config), (branches, ordinary)):
+        updates(model.train(), build_optimizer(model, optimizer, 6), 100)
+    for path in SMALL:
+        expected = kernel_of_sum(branches.get_submodule(path)).detach()
+        got, before = _conv(plain.get_submodule(path)).weight.detach(), start[path]
+        moved = (expected - before).norm()
+        assert moved > 0.05 * before.norm(), "it was trained"
+        assert (got - expected).norm() < 1e-9 * moved
+
+
+SMALL = ["stem", "stages.0.0", "stages.1.0", "stages.1.1"]
+
+
+def small(block, **options):
+    torch.manual_seed(0)
+    shape = {"depths": (1, 2), "widths": (4, 6), "stem_width": 4, "num_classes": 5}
+    options = {"block": block, "block_options": options, **shape}
+    return timm.create_model("repblocks_repvgg_tiny", **options).double()
+
+
+def kernel_of_sum(block):
+    like = torch.empty(0, dtype=torch.float64)
+    value = AffineMap.identity(block.shape.in_channels).with_axes(2)
+    return ConvKernel.from_affine(apply(block.branches.sum, value, like), like).weight
+
+
+def test_the_factors_of_a_search_start_by_their_place_in_a_stage():
+    options = {"depths": (1, 4), "widths": (4, 6), "stem_width": 4}
+    model = timm.create_model(
+        "repblocks_repvgg_tiny", block="repvgg", block_options={"scale": 0.5}, **options
+    )
+    for name in ("kxk", "pointwise"):
+        blocks = [model.stem, *model.stages[1]]
+        found = [block.branches.sum[name].scale.weight.unique().tolist() for block in blocks]
+        expected = [0.5, 0.5, *(0.5 * (2 / number) ** 0.5 for number in (1, 2, 3))]
+        assert [value for (value,) in found] == pytest.approx(expected)
+    identities = [block.branches.sum["identity"].scale.weight for block in model.stages[1][1:]]
+    assert all(weight.eq(1).all() for weight in identities)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
