@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repblocks.data import ImageDataModule
 from repblocks.deployment.artifact import check_output
-from repblocks.deployment.formats import check_formats
+from repblocks.deployment.formats import AUTO, check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.onnx_options import OnnxOptions
@@ -68,7 +68,7 @@ def deploy_checkpoint(
     training_form.eval()
     validation, note = _validation_batches(data, checkpoint)
     config = quantization or QuantizationConfig()
-    quantizes = any(form.lossy for form in check_formats(formats))
+    calibration = _calibration(data, config, formats, is_timed=latency or AUTO in formats)
     example = _example(checkpoint)
     folded = fold_network(training_form, checkpoint.model_name, arguments, example)
     return deploy(
@@ -88,10 +88,33 @@ def deploy_checkpoint(
         note=note,
         fold=folded.report,
         onnx=onnx,
-        calibration=calibration_batches(data, config) if quantizes else (),
+        calibration=calibration,
         quantization=config,
         latency=latency,
     )
+
+
+def _calibration(
+    data: ImageDataModule | None,
+    config: QuantizationConfig,
+    formats: Sequence[str],
+    *,
+    is_timed: bool,
+) -> Sequence[Tensor]:
+    """Give the images that ranges are measured on; none if no form needs them.
+
+    Raises:
+        ConfigurationError: if there are none, and a form was asked for by name.
+    """
+    quantizes = any(form.lossy for form in check_formats(formats))
+    if not (quantizes or is_timed):
+        return ()
+    try:
+        return calibration_batches(data, config)
+    except ConfigurationError:
+        if quantizes:
+            raise
+        return ()  # the report says that no form in 8 bits was timed
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -96,7 +96,8 @@ class DeploymentReport:
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
         table = Table("", "training form", "deployed form", title=self.title)
-        table.caption = "\n".join(filter(None, (self.verdict(), self.unproven())))
+        notes = self.measured.get("latency", {}).get("notes", ())
+        table.caption = "\n".join(filter(None, (self.verdict(), self.unproven(), *notes)))
         for row in self._cost_rows():
             table.add_row(*row)
         table.add_section()
@@ -152,7 +153,7 @@ class DeploymentReport:
                 t["runtime"],
                 f"{t['median_ms']:.2f} ms",
                 f"{t['p90_ms']:.2f} ms",
-                "fastest" if t["fastest"] else "" if t["verified"] else "another function",
+                mark_of(t),
             )
             for t in self.measured.get("latency", {}).get("timings", ())
         ]
@@ -217,6 +218,15 @@ class DeploymentReport:
 LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
 #: The header of :meth:`DeploymentReport.layer_rows`.
 LAYER_HEADER = ("layer", "kind", "deployed form", "training form")
+
+
+def mark_of(timing: Mapping[str, Any]) -> str:
+    """Say what a timing is that is not just one more of the same function."""
+    if timing["fastest"]:
+        return "fastest"
+    if timing["verified"]:
+        return ""
+    return "8 bits, not chosen" if timing["quantized"] else "another function"
 
 
 def _markdown(header: tuple[str, ...], rows: Rows) -> str:
