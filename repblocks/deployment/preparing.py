@@ -8,7 +8,6 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Preparation:
             DataError: if it is no image, is none of 8 or 16 bits, or is too large when resized.
         """
         try:
-            image = _read(path)
+            image = read_image(str(path))
             width, height = image.size
             scale = max(self.size[1:]) / self.crop_pct / min(width, height)
             if prod(image.size) * max(scale, 1.0) ** 2 > _MOST_VALUES:
@@ -149,21 +148,3 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and isfinite(value)
-
-
-def _read(path: Path) -> Image.Image:
-    """Read an image in 8 bits; those of 16 are scaled, which a conversion by Pillow is not."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode.startswith("I;16"):
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)
-                return Image.fromarray(pixels).convert("RGB")
-    except Exception:  # noqa: BLE001 # read_image says what is wrong
-        return read_image(str(path))
-    if mode in ("I", "F"):
-        raise DataError(
-            f"{path} holds numbers of 32 bits (mode {mode}), whose white is not known. Save it "
-            "with 8 or 16 bits."
-        )
-    return read_image(str(path))
