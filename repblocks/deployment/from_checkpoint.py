@@ -17,10 +17,11 @@ from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.preparing import image_size
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.calibration import calibration_batches
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import CheckpointError, ConfigurationError, DataError
+from repblocks.errors import ConfigurationError, DataError
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 from repblocks.training.same_images import check_same_images
 
@@ -156,11 +157,6 @@ def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) ->
 
 def _example(checkpoint: Checkpoint) -> Tensor:
     """Make seeded noise of the size and spread of normalised images: reports are repeatable."""
-    size = checkpoint.preprocessing.get("input_size")
-    if not isinstance(size, list | tuple) or not all(isinstance(n, int) and n > 0 for n in size):
-        raise CheckpointError(
-            f"{checkpoint.path} gives no size of its images: preprocessing.input_size is {size!r}, "
-            "not [channels, height, width]. Take another checkpoint."
-        )
+    size = image_size({"preprocessing": checkpoint.preprocessing}, checkpoint.path)
     generator = torch.Generator().manual_seed(0)
     return torch.randn((_EXAMPLE_IMAGES, *size), generator=generator)

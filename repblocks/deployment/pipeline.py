@@ -35,6 +35,7 @@ from repblocks.deployment.quantized_forms import (
     Quantized,
     check_images,
     try_quantized,
+    usable,
     write_quantized,
 )
 from repblocks.deployment.report import DeploymentReport
@@ -112,6 +113,7 @@ def deploy(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
             f"{tuple(example_input.shape)}."
         )
+    calibration = usable(calibration, example_input)
     if any(form.lossy for form in chosen):
         check_images(calibration, validation, note)
     with staged(Path(output)) as folder:
@@ -229,10 +231,11 @@ def _manifest(
     description: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say what the files are, which code wrote them, and which run the network is from."""
-    return {
-        **describe_files(folder, formats),
-        "format_version": FORMAT_VERSION,
-        "versions": report.versions,
-        "git": code_state(),
-        "run": description.get("run"),
-    }
+    return describe_files(
+        folder,
+        formats,
+        format_version=FORMAT_VERSION,
+        versions=dict(report.versions),
+        git=code_state(),
+        run=description.get("run"),
+    )

@@ -16,9 +16,10 @@ from repblocks.data.preprocessing import KEYS, convert, evaluation_transform
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
 
 _CROPS = ("center", "squash", "border")
+_SHOWN = 80
 _SMALLEST_CROP, _LARGEST_CROP = 0.1, 10.0
-#: Of what goes into the network, and of an image on the way there.
-_MOST_VALUES = 2**27
+#: Of an image on the way into the network, and of what goes in.
+_MOST_VALUES, _MOST_INPUTS = 2**27, 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +97,17 @@ def image_size(config: Mapping[str, Any], source: Path) -> tuple[int, int, int]:
     given = config.get("preprocessing") or {}
     size: Any = given.get("input_size") if isinstance(given, Mapping) else given
     is_list = isinstance(size, list | tuple) and len(size) == 3
-    if not is_list or not all(type(n) is int and n > 0 for n in size) or prod(size) > _MOST_VALUES:
+    if not is_list or not all(type(n) is int and n > 0 for n in size) or prod(size) > _MOST_INPUTS:
         raise CheckpointError(
             f"{source} does not say how to prepare an image: preprocessing.input_size is "
-            f"{size!r}, not [channels, height, width]."
+            f"{_short(size)}, not [channels, height, width] of at most {_MOST_INPUTS} values."
         )
     return (size[0], size[1], size[2])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def labels_of(config: Mapping[str, Any], source: Path) -> list[str]:

@@ -23,6 +23,32 @@ _REPORT_BATCH = 32
 Validation = Iterable[tuple[Tensor, Tensor]]
 
 
+def usable(calibration: Iterable[Tensor], example: Tensor) -> list[Tensor]:
+    """Leave batches without images out, and check the others.
+
+    Args:
+        calibration: Batches of any sizes.
+        example: A batch as the network takes it.
+
+    Raises:
+        ConfigurationError: if one is not like it, or holds values that are not finite.
+    """
+    batches = [batch for batch in calibration if len(batch)]
+    for number, batch in enumerate(batches):
+        found, wanted = ((x.dtype, tuple(x.shape[1:])) for x in (batch, example))
+        if found != wanted:
+            raise ConfigurationError(
+                f"Calibration batch {number} holds images of {found[0]} and shape {found[1]}, and "
+                f"the network takes {wanted[0]} and shape {wanted[1]}."
+            )
+        if not batch.isfinite().all():
+            raise ConfigurationError(
+                f"Calibration batch {number} holds values that are not finite. Leave those images "
+                "out, or look at how they are normalised."
+            )
+    return batches
+
+
 def check_images(calibration: Sequence[Tensor], validation: Validation | None, note: str) -> None:
     """Check that there is something to quantize with, and to judge it with.
 

@@ -12,6 +12,7 @@ import onnx
 from torch import Tensor, nn
 
 from repblocks.deployment.artifact import REPORT_FILE, check_output, staged, write_json
+from repblocks.deployment.formats import get_format
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files
 from repblocks.deployment.onnx_fold.emitting import emit
@@ -73,8 +74,8 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
         write_json(folder / CONFIG_FILE, _config(source.translation.model))
-        manifest = {**describe_files(folder, ()), "format_version": FORMAT_VERSION}
-        write_json(folder / MANIFEST_FILE, {**manifest, "versions": report.versions})
+        about = {"format_version": FORMAT_VERSION, "versions": dict(report.versions)}
+        write_json(folder / MANIFEST_FILE, describe_files(folder, [get_format("onnx")], **about))
     return report
 
 
