@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -78,16 +78,18 @@ class DeploymentReport:
         blocks = self.block_rows()
         sections = [
             f"# {self.title}",
-            _markdown(("", "training form", "deployed form"), self._cost_rows()),
+            markdown_table(("", "training form", "deployed form"), self._cost_rows()),
             self.verdict(),
             self.proof,
-            _markdown(("form", "difference", "allowed"), self.proof_rows()),
+            markdown_table(("form", "difference", "allowed"), self.proof_rows()),
             self.unproven(),
             self._layer_section(),
             self._latency_section(),
             *self._quantized_sections(),
-            _markdown(("file", "size"), self.file_rows()),
-            _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
+            markdown_table(("file", "size"), self.file_rows()),
+            markdown_table(("block", "kind", "parameters", "after folding"), blocks)
+            if blocks
+            else "",
             self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
         ]
@@ -158,13 +160,6 @@ class DeploymentReport:
             for t in self.measured.get("latency", {}).get("timings", ())
         ]
 
-    def layer_rows(self) -> Rows:
-        """Give each layer with its error in both forms."""
-        return [
-            (one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}")
-            for one in self.layers
-        ]
-
     def block_rows(self) -> Rows:
         """Give each block with its parameters in both forms."""
         return [
@@ -186,23 +181,23 @@ class DeploymentReport:
         if self.quantization is None:
             return []
         return [
-            _markdown(FORM_HEADER, self.quantization.form_rows()),
-            _markdown(QUANTIZED_HEADER, self.quantization.layer_rows()),
+            markdown_table(FORM_HEADER, self.quantization.form_rows()),
+            markdown_table(QUANTIZED_HEADER, self.quantization.layer_rows()),
         ]
 
     def _layer_section(self) -> str:
         words = "Error of each layer's output against float64, RMS relative to that output:"
-        rows = self.layer_rows()
-        return f"{words}\n\n{_markdown(LAYER_HEADER, rows)}" if rows else ""
+        rows = layer_rows(self.layers)
+        return f"{words}\n\n{markdown_table(LAYER_HEADER, rows)}" if rows else ""
 
     def _latency_section(self) -> str:
         rows = self.latency_rows()
         notes = self.measured.get("latency", {}).get("notes", ())
-        return "\n\n".join([_markdown(LATENCY_HEADER, rows), *notes]) if rows else ""
+        return "\n\n".join([markdown_table(LATENCY_HEADER, rows), *notes]) if rows else ""
 
     def file_rows(self) -> Rows:
         """Give each file with its size."""
-        return [(file, _readable(size)) for file, size in self.sizes.items()]
+        return size_rows(self.sizes)
 
     def verdict(self) -> str:
         """Say how often the predicted class differs."""
@@ -216,8 +211,18 @@ class DeploymentReport:
 
 #: The header of :meth:`DeploymentReport.latency_rows`.
 LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
-#: The header of :meth:`DeploymentReport.layer_rows`.
+#: The header of :func:`layer_rows`.
 LAYER_HEADER = ("layer", "kind", "deployed form", "training form")
+
+
+def layer_rows(layers: Iterable[LayerError]) -> Rows:
+    """Give each layer with its error in both forms."""
+    return [(one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}") for one in layers]
+
+
+def size_rows(sizes: Mapping[str, int]) -> Rows:
+    """Give each file with its size."""
+    return [(file, _readable(size)) for file, size in sizes.items()]
 
 
 def mark_of(timing: Mapping[str, Any]) -> str:
@@ -229,7 +234,7 @@ def mark_of(timing: Mapping[str, Any]) -> str:
     return "8 bits, not chosen" if timing["quantized"] else "another function"
 
 
-def _markdown(header: tuple[str, ...], rows: Rows) -> str:
+def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Give a Markdown table."""
     rule = ("---",) * len(header)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
