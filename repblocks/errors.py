@@ -9,6 +9,16 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Replace what could steer a terminal, in a text that names what a file says.
+
+    Args:
+        text: To be printed.
+        keep: Characters that stay, as the ends of lines.
+    """
+    return "".join(c if c.isprintable() or c in keep else "?" for c in text)
+
+
 class RepblocksError(ValueError):
     """The base of every error that this library raises on purpose."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import Progress
 
-from repblocks.errors import DataError, RepblocksError
+from repblocks.errors import DataError, RepblocksError, printable
 
 if TYPE_CHECKING:
     from repblocks.deployment.classifying import Prediction
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("Stopped by Ctrl-C.\n")
         return 130
     except (RepblocksError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
 
 
@@ -80,7 +80,7 @@ def _predict(wanted: argparse.Namespace) -> int:
     for path, result in _progress(found, len(paths)):
         if isinstance(result, DataError):
             num_broken += 1
-            sys.stderr.write(f"{result}\n")
+            sys.stderr.write(printable(str(result)) + "\n")
         else:
             sys.stdout.write(show(path, result) + "\n")
     sys.stdout.flush()
@@ -108,7 +108,7 @@ def _as_json(path: Path, predictions: list[Prediction]) -> str:
 def _as_text(path: Path, predictions: list[Prediction]) -> str:
     """Give a line; what is no printable character of a label cannot steer a terminal."""
     shown = "  ".join(f"{one.label} {one.probability:.2%}" for one in predictions)
-    return "".join(c if c.isprintable() else "?" for c in f"{path}: {shown}")
+    return printable(f"{path}: {shown}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from repblocks.errors import RepblocksError
+from repblocks.errors import RepblocksError, printable
 
 COMMAND = "check"
 _STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
@@ -47,12 +47,13 @@ def check_main(arguments: Sequence[str]) -> int:
     try:
         checks = check_artifact(wanted.artifact, trust=wanted.trust == "trust=true")
     except (RepblocksError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(printable(f"{error}\n", keep="\n"))
         return 2
-    table = Table("", "", Column("", overflow="fold"), title=str(wanted.artifact))
+    table = Table("", "", Column("", overflow="fold"), title=Text(printable(str(wanted.artifact))))
     for check in checks:
         style = _STYLES[check.status]
-        table.add_row(Text(check.name), Text(check.status, style=style), Text(check.note))
+        name, note = Text(printable(check.name)), Text(printable(check.note, keep="\n"))
+        table.add_row(name, Text(check.status, style=style), note)
     counts = Counter[str](check.status for check in checks)
     table.caption = ", ".join(f"{counts[status]} {status}" for status in _STYLES)
     Console().print(table)

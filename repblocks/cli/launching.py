@@ -28,6 +28,7 @@ from repblocks.errors import (
     RepblocksError,
     UnknownNameError,
     VerificationError,
+    printable,
 )
 
 _USER_ERRORS = (RepblocksError, HydraException, OmegaConfBaseException, OSError)
@@ -149,15 +150,17 @@ def _end(raised: BaseException, signals: StopSignals) -> Never:
     if signals.received:
         sys.stderr.write(signals.message(error) + "\n")
         sys.exit(signals.exit_code)
-    sys.stderr.write(_message(error) + "\n")
+    sys.stderr.write(printable(_message(error), keep="\n\t") + "\n")
     code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), _OTHER)
     sys.exit(code)
 
 
 def _message(error: BaseException) -> str:
     """Give what to tell the user: Hydra's messages leave out their cause."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return str(UnknownNameError(group, name, error.options))
+        options = error.options or _groups(config_folder()).get(group)  # none for a list of names
+        if options:
+            return str(UnknownNameError(group, name, options))
     causes = [error, error.__cause__ if isinstance(error, HydraException) else None]
     return "\n".join(dict.fromkeys(str(cause) for cause in causes if cause is not None))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import pil_loader
 
 from repblocks.errors import DataError
+
+#: Modes of 32 bits: whole numbers and fractions.
+_UNSCALED = ("I", "F")
 
 
 def open_folder(folder: Path) -> ImageFolder:
@@ -27,17 +30,26 @@ def open_folder(folder: Path) -> ImageFolder:
 
 
 def read_image(path: str) -> Image.Image:
-    """Decode an image file to RGB.
+    """Decode an image file to RGB in 8 bits; those of 16 are scaled, which Pillow does not do.
 
     Raises:
-        DataError: if it is missing or broken.
+        DataError: if it is missing or broken, or of 32 bits.
     """
     try:
-        return pil_loader(path)
+        with Image.open(path) as image:
+            mode = image.mode
+            if mode.startswith("I;16"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if mode not in _UNSCALED:
+                return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
             f"{path} could not be read as an image: {error}. Replace the file or delete it."
         ) from error
+    raise DataError(
+        f"{path} holds numbers of 32 bits (mode {mode}), whose white is not known. Save it with 8 "
+        "or 16 bits."
+    )
 
 
 def check_classes(folder: Path, found: list[str], expected: list[str]) -> None:

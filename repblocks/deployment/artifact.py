@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,8 @@ from typing import Any
 from torch import nn
 
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
-from repblocks.deployment.manifest import MANIFEST_FILE, files_in, read_manifest
-from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.deployment.manifest import files_in, listed_files
+from repblocks.errors import ConfigurationError
 
 REPORT_FILE = "report.json"
 #: What an artifact without a manifest, as older versions wrote of ONNX files, may hold.
@@ -34,7 +35,7 @@ def staged(output: Path) -> Iterator[Path]:
         ConfigurationError: if ``output`` cannot be written, or holds something else than an
             artifact; before the body runs.
     """
-    output = output.resolve()
+    output = _resolved(output)
     check_output(output)
     folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
     created = [p for p in output.parents if not p.exists()]
@@ -66,7 +67,7 @@ def check_output(output: Path, source: Path | None = None) -> None:
         ConfigurationError: if something else than an artifact is there, files that are not of the
             artifact are in it, or ``source`` is.
     """
-    output = output.resolve()
+    output = _resolved(output)
     if not output.exists():
         return
     if not output.is_dir() or (any(output.iterdir()) and not _is_artifact(output)):
@@ -85,6 +86,24 @@ def check_output(output: Path, source: Path | None = None) -> None:
             f"output is an artifact with other files in it, which would be lost: {output} holds "
             f"{', '.join(foreign[:_SHOWN])}{more}. Move them, or choose another folder."
         )
+
+
+def _resolved(output: Path) -> Path:
+    """Follow the links of a path.
+
+    Raises:
+        ConfigurationError: if it is none that can be written to.
+    """
+    try:
+        resolved = output.resolve()
+        resolved.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigurationError(
+            f"output is no path that can be written to: {str(output)!r} ({why}). Choose another "
+            "folder."
+        ) from error
+    return resolved
 
 
 def write_config(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
@@ -119,16 +138,30 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain Python values.
 
     Raises:
-        ConfigurationError: if a value is not plain.
+        ConfigurationError: if a value is not plain, or a number is not finite.
     """
     try:
-        text = json.dumps(content, indent=2, ensure_ascii=False)
+        text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        data = text.encode("utf-8")
     except (TypeError, ValueError) as error:
+        where = ", ".join(_not_finite(content)) or str(error)
         raise ConfigurationError(
-            f"{path.name} can hold plain values only (dict, list, str, int, float, bool, None): "
-            f"{error}."
+            f"{path.name} can hold plain values only (dict, list, str, int, finite float, bool, "
+            f"None): {where}."
         ) from error
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_bytes(data)
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    """Name the numbers that are not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _not_finite(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _not_finite(item, f"{path}[{index}]")
 
 
 def _pretrained_cfg(
@@ -153,10 +186,7 @@ def _is_artifact(folder: Path) -> bool:
 
 def _foreign(folder: Path) -> list[str]:
     """List the files that no deployment wrote."""
-    try:
-        known = {*read_manifest(folder)} if (folder / MANIFEST_FILE).exists() else _USUAL
-    except CheckpointError:  # a damaged one lists nothing
-        known = _USUAL
+    known = listed_files(folder) or _USUAL
     return [name for name in files_in(folder) if name not in known]
 
 

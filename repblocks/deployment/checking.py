@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from repblocks.deployment.manifest import (
     FileEntry,
     check_file,
     files_in,
+    read_json,
     read_manifest,
 )
 from repblocks.deployment.opening import open_form
@@ -30,7 +31,6 @@ from repblocks.errors import CheckpointError, ConfigurationError
 _MORE, _FLOOR, _LOSSY = 3.0, 0.05, 1.0
 _DAMAGED = "its files are not those that were written"
 _NO_FORMS = "none of a network for images; a folded ONNX file was compared when it was written"
-_UNKNOWN = "this version of repblocks does not know the format"
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
     if wrong & {CONFIG_FILE, REPORT_FILE}:
         return [*files, Check("forms", "skipped", "config.json and report.json are needed")]
     forms = {str(entry.form) for entry in entries.values() if entry.form}
-    if not forms:
-        return [*files, Check("forms", "skipped", _NO_FORMS)]
     try:
-        config, tolerances = read_config(folder), _tolerances(folder)
+        config = read_config(folder)
+        if not forms or "preprocessing" not in config:
+            return [*files, Check("forms", "skipped", _NO_FORMS)]
+        tolerances = _tolerances(folder)
         images = probes(image_size(config, folder / CONFIG_FILE))
     except CheckpointError as error:
         return [*files, Check("forms", "failed", str(error))]
@@ -90,7 +91,6 @@ def check_artifact(folder: str | Path, *, trust: bool = False) -> list[Check]:
         *files,
         *(comparison.check(form, trust) for form in known if form.name not in damaged),
         *(Check(name, "failed", _DAMAGED) for name in sorted(damaged & forms)),
-        *(Check(name, "skipped", _UNKNOWN) for name in sorted(forms - set(list_formats()))),
     ]
 
 
@@ -101,14 +101,24 @@ def _names(folder: Path, entries: Mapping[str, FileEntry]) -> list[str]:
 def _check_file(folder: Path, name: str, entry: FileEntry | None) -> Check:
     if entry is None:
         return Check(name, "failed", f"{MANIFEST_FILE} does not list it")
-    is_known = entry.form in list_formats()
-    if is_known and get_format(str(entry.form)).executable != entry.executable:
+    owner = _owners().get(PurePosixPath(name).parts[0])
+    if entry.form not in (None, *list_formats()):
+        return Check(name, "failed", f"is of the format {entry.form!r}, which is unknown")
+    if entry.form != owner:
+        return Check(name, "failed", f"is of the format {owner}, and listed as {entry.form}")
+    if owner and get_format(owner).executable != entry.executable:
         return Check(name, "failed", f"marked executable: {entry.executable}, which is not so")
     try:
         check_file(folder, name, entry)
     except CheckpointError as error:
         return Check(name, "failed", str(error))
     return Check(name, "passed", "holds code" if entry.executable else "")
+
+
+def _owners() -> dict[str, str]:
+    """Name the format of each file that a format may write."""
+    formats = map(get_format, list_formats())
+    return {file: form.name for form in formats for file in form.files}
 
 
 class _Comparison:
@@ -179,10 +189,12 @@ def _tolerances(folder: Path) -> dict[str, float]:
     """Read how far each form may be from the training form."""
     path = folder / REPORT_FILE
     try:
-        report: Any = json.loads(path.read_text(encoding="utf-8"))
+        report: Any = read_json(path)
         exact = {name: float(form["tolerance"]) for name, form in report["forms"].items()}
         measured = (report.get("quantization") or {}).get("differences") or {}
         lossy = {name: _MORE * float(found) + _FLOOR for name, found in measured.items()}
+        if not all(map(math.isfinite, (exact | lossy).values())):
+            raise ValueError("one is not finite")
         return exact | lossy
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from repblocks.data import ImageDataModule
 from repblocks.deployment.artifact import check_output
-from repblocks.deployment.formats import check_formats
+from repblocks.deployment.formats import AUTO, check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.preparing import image_size
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.calibration import calibration_batches
 from repblocks.deployment.report import DeploymentReport
-from repblocks.errors import CheckpointError, ConfigurationError, DataError
+from repblocks.errors import ConfigurationError, DataError
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
 from repblocks.training.same_images import check_same_images
 
@@ -68,7 +69,7 @@ def deploy_checkpoint(
     training_form.eval()
     validation, note = _validation_batches(data, checkpoint)
     config = quantization or QuantizationConfig()
-    quantizes = any(form.lossy for form in check_formats(formats))
+    calibration = _calibration(data, config, formats, is_timed=latency or AUTO in formats)
     example = _example(checkpoint)
     folded = fold_network(training_form, checkpoint.model_name, arguments, example)
     return deploy(
@@ -88,10 +89,33 @@ def deploy_checkpoint(
         note=note,
         fold=folded.report,
         onnx=onnx,
-        calibration=calibration_batches(data, config) if quantizes else (),
+        calibration=calibration,
         quantization=config,
         latency=latency,
     )
+
+
+def _calibration(
+    data: ImageDataModule | None,
+    config: QuantizationConfig,
+    formats: Sequence[str],
+    *,
+    is_timed: bool,
+) -> Sequence[Tensor]:
+    """Give the images that ranges are measured on; none if no form needs them.
+
+    Raises:
+        ConfigurationError: if there are none, and a form was asked for by name.
+    """
+    quantizes = any(form.lossy for form in check_formats(formats))
+    if not (quantizes or is_timed):
+        return ()
+    try:
+        return calibration_batches(data, config)
+    except ConfigurationError:
+        if quantizes:
+            raise
+        return ()  # the report says that no form in 8 bits was timed
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -133,11 +157,6 @@ def _validation_batches(data: ImageDataModule | None, checkpoint: Checkpoint) ->
 
 def _example(checkpoint: Checkpoint) -> Tensor:
     """Make seeded noise of the size and spread of normalised images: reports are repeatable."""
-    size = checkpoint.preprocessing.get("input_size")
-    if not isinstance(size, list | tuple) or not all(isinstance(n, int) and n > 0 for n in size):
-        raise CheckpointError(
-            f"{checkpoint.path} gives no size of its images: preprocessing.input_size is {size!r}, "
-            "not [channels, height, width]. Take another checkpoint."
-        )
+    size = image_size({"preprocessing": checkpoint.preprocessing}, checkpoint.path)
     generator = torch.Generator().manual_seed(0)
     return torch.randn((_EXAMPLE_IMAGES, *size), generator=generator)

@@ -37,6 +37,7 @@ class Timing:
         p90_ms: What nine in ten runs do not exceed.
         verified: Whether what it gave there is what the training form gives, or, for a quantized
             form, whether it was accepted by its accuracy.
+        quantized: Whether it is a quantized form.
         fastest: Whether it is the fastest verified one of its setting.
     """
 
@@ -47,6 +48,7 @@ class Timing:
     median_ms: float
     p90_ms: float
     verified: bool
+    quantized: bool = False
     fastest: bool = False
 
 
@@ -104,7 +106,7 @@ def measure_forms(
     contenders: Sequence[Contender],
     reference: Reference,
     *,
-    accepted: Sequence[str] = (),
+    quantized: Mapping[str, bool] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = _SECONDS,
 ) -> Latency:
@@ -115,7 +117,7 @@ def measure_forms(
     Args:
         contenders: What to time.
         reference: The training form on some images, which each form is compared with.
-        accepted: Forms that are another function and were accepted by their accuracy.
+        quantized: Forms that are another function, and whether their accuracy was accepted.
         batch_sizes: Images at a time.
         seconds: About how long to time each setting.
     """
@@ -123,9 +125,10 @@ def measure_forms(
     timings: list[Timing] = []
     for threads in dict.fromkeys((1, num_cores())):
         with torch_threads(threads), torch.inference_mode(), silence():
-            opened = _opened(contenders, threads, reference, accepted, notes)
+            opened = _opened(contenders, threads, reference, notes)
             for batch in batch_sizes:
-                timings += _timed(opened, threads, _images(reference, batch), seconds)
+                images = _images(reference, batch)
+                timings += _timed(opened, threads, images, seconds, quantized or {})
     return Latency(tuple(timings), tuple(dict.fromkeys(notes)))
 
 
@@ -141,7 +144,6 @@ def _opened(
     contenders: Sequence[Contender],
     threads: int,
     reference: Reference,
-    accepted: Sequence[str],
     notes: list[str],
 ) -> Opened:
     """Open each form and compare it; say which ones cannot be."""
@@ -154,11 +156,17 @@ def _opened(
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             notes.append(f"{contender.form} in {contender.runtime} was not timed: {why}")
             continue
-        found.append((contender, run, is_same or contender.form in accepted))
+        found.append((contender, run, is_same))
     return found
 
 
-def _timed(opened: Opened, threads: int, images: Tensor, seconds: float) -> list[Timing]:
+def _timed(
+    opened: Opened,
+    threads: int,
+    images: Tensor,
+    seconds: float,
+    quantized: Mapping[str, bool],
+) -> list[Timing]:
     calls = {
         str(number): (lambda run=run: run(images)) for number, (_, run, _) in enumerate(opened)
     }
@@ -170,9 +178,10 @@ def _timed(opened: Opened, threads: int, images: Tensor, seconds: float) -> list
             len(images),
             median(taken),
             quantiles(taken, n=10, method="inclusive")[-1],
-            is_verified,
+            quantized.get(contender.form, is_same),
+            contender.form in quantized,
         )
-        for (contender, _, is_verified), taken in zip(
+        for (contender, _, is_same), taken in zip(
             opened, time_in_turn(calls, seconds).values(), strict=True
         )
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,37 +39,63 @@ class LayerError:
 
 
 def compare_layers(
-    training_form: nn.Module, folded: nn.Module, images: Tensor
+    training_form: nn.Module, folded: nn.Module, *inputs: Tensor
 ) -> tuple[LayerError, ...]:
     """Compare what each module gives in both forms, in the order in which they run.
 
-    Of modules that give the same value (a block and its last layer) one is named. Those that give
-    another value than before, as parts of what became one layer, are left out, and so are those
-    that give nothing but zeros.
+    Of modules that give the same value (a block and its last layer) one is named. A layer that
+    gives another value than before, as it took in what follows it, is compared with the module
+    whose value it gives now, and named after that; it is left out if there is none, and so is one
+    that gives nothing but zeros.
 
     Args:
         training_form: In evaluation mode.
         folded: In evaluation mode.
-        images: ``(N, C, H, W)``.
+        inputs: Of both, as ``(N, C, H, W)`` images.
     """
-    found = _outputs(view_of(folded), lambda model: run(model, (images,)))
-    own = _outputs(view_of(training_form), lambda model: run(model, (images,)))
-    truth = _outputs(wide_view_of(training_form), lambda model: run_wide(model, (images,)))
+    found = _outputs(view_of(folded), lambda model: run(model, inputs))
+    own = _outputs(view_of(training_form), lambda model: run(model, inputs))
+    truth = _outputs(wide_view_of(training_form), lambda model: run_wide(model, inputs))
     modules = dict(training_form.named_modules())
-    compared = []
-    for sites in _same_value(found):
-        errors = {
-            site: _error(found[site], truth[site])
-            for site in sorted(sites, key=lambda s: not isinstance(modules.get(s[0]), RepBlock))
-            if site in truth and truth[site].shape == found[site].shape and truth[site].any()
-        }
-        alike = [site for site, error in errors.items() if error < _ANOTHER_VALUE]
-        if alike:
-            site = alike[0]
+    places = {site: place for place, site in enumerate(truth)}
+    groups, order, compared = _same_value(found), list(truth), []
+    start = 0
+    for number, sites in enumerate(groups):
+        value = found[sites[0]]
+        named = [site for site in sites if site in truth]
+        named.sort(key=lambda s: not isinstance(modules[s[0]], RepBlock))
+        later = (places[site] for group in groups[number + 1 :] for site in group if site in places)
+        around = order[start : next(later, len(order))]
+        site = _alike(value, truth, named)
+        if site is None and not _is_in_block(sites[0][0], modules):
+            site = _alike(value, truth, around, best=True)
+        if site is not None:
             kind = type(modules[site[0]]).__name__
-            error = LayerError(site[0], kind, errors[site], _error(own[site], truth[site]))
-            compared.append(error)
+            errors = (_error(values, truth[site]) for values in (value, own[site]))
+            compared.append(LayerError(site[0], kind, *errors))
+            start = places[site] + 1
     return tuple(compared)
+
+
+def _is_in_block(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a module is a part of a block, which is compared as a whole."""
+    parts = path.split(".")
+    above = (modules.get(".".join(parts[:depth])) for depth in range(1, len(parts)))
+    return any(isinstance(module, RepBlock) for module in above)
+
+
+def _alike(
+    value: Tensor, truth: Mapping[Site, Tensor], sites: Iterable[Site], *, best: bool = False
+) -> Site | None:
+    """Give the first site at which there is this value, or that with the smallest error."""
+    errors = (
+        (_error(value, truth[site]), site)
+        for site in sites
+        if truth[site].shape == value.shape and truth[site].any()
+    )
+    alike = ((error, site) for error, site in errors if error < _ANOTHER_VALUE)
+    found = min(alike, default=None) if best else next(alike, None)
+    return found[1] if found else None
 
 
 def _outputs(model: nn.Module, execute: Callable[[nn.Module], object]) -> dict[Site, Tensor]:

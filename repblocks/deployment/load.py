@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from repblocks.deployment.manifest import check_files
+from repblocks.deployment.manifest import check_files, read_json
 from repblocks.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
@@ -68,7 +67,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {error}. Give the folder that deploy.py wrote, or deploy again."

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from repblocks.errors import CheckpointError
+from repblocks.errors import CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:  # the formats read artifacts, whose files are checked here
     from repblocks.deployment.formats import Format
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_SEAL = "sha256"
 _AGAIN = "Copy the artifact again, or deploy the checkpoint again."
 
 
@@ -36,23 +37,73 @@ class FileEntry:
     executable: bool
 
 
-def describe_files(folder: Path, formats: Iterable[Format]) -> dict[str, Any]:
+def describe_files(folder: Path, formats: Iterable[Format], **about: Any) -> dict[str, Any]:
     """Give the content of a manifest for all files that are in a folder.
 
     Args:
         folder: The artifact, complete.
         formats: What is in it.
+        about: Plain values that the manifest says besides; numbers that are not finite become
+            their names.
+
+    Returns:
+        With a hash of all of it.
+
+    Raises:
+        ConfigurationError: if a value is not plain.
     """
     owners = {name: form for form in formats for name in form.files}
     entries = {}
     for name in files_in(folder):
-        path, form = folder / name, owners.get(PurePosixPath(name).parts[0])
+        path, form = folder / name, owners.get(_top(name))
         written_by, executable = (form.name, form.executable) if form else (None, False)
         entries[name] = FileEntry(path.stat().st_size, _sha256(path), written_by, executable)
-    return {
-        "manifest_version": MANIFEST_VERSION,
-        "files": {name: asdict(entry) for name, entry in entries.items()},
-    }
+    files = {name: asdict(entry) for name, entry in entries.items()}
+    return sealed({"manifest_version": MANIFEST_VERSION, "files": files, **about})
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """Give plain values with a hash of them.
+
+    Raises:
+        ConfigurationError: if one is not plain.
+    """
+    try:
+        plain = json.loads(json.dumps(content), parse_constant=str)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{MANIFEST_FILE} can hold plain values only (dict, list, str, int, float, bool, "
+            f"None): {error}."
+        ) from error
+    return {**plain, _SEAL: _digest(plain)}
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Hash everything but the hash itself, in whatever order it is written."""
+    rest = {key: value for key, value in content.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: if that is not possible.
+        ValueError: if it is none, or a number in it is not finite.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number of JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def listed_files(folder: Path) -> set[str]:
+    """Give the names in a manifest, which may be of another version; none if there is none."""
+    try:
+        return {*read_json(folder / MANIFEST_FILE)["files"]}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return set()
 
 
 def files_in(folder: Path) -> list[str]:
@@ -66,12 +117,12 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     """Read the entries of the manifest.
 
     Raises:
-        CheckpointError: if it is missing, damaged or of another version, or names a file outside
-            of the folder.
+        CheckpointError: if it is missing, damaged, changed or of another version, or names a file
+            outside of the folder.
     """
     path = folder / MANIFEST_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version = content.get("manifest_version")
         files = content["files"] if version == MANIFEST_VERSION else {}
         entries = {name: FileEntry(**entry) for name, entry in files.items()}
@@ -81,10 +132,17 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
         ) from error
     if version != MANIFEST_VERSION:
         raise CheckpointError(
-            f"{path} has version {version!r}; this version of repblocks reads {MANIFEST_VERSION}."
+            f"{path} has version {version!r}; this version of repblocks reads {MANIFEST_VERSION}. "
+            "Deploy the checkpoint again."
         )
-    for name in entries:
+    for name, entry in entries.items():
         _check_name(path, name)
+        _check_types(path, name, entry)
+    if content.get(_SEAL) != _digest(content):
+        raise CheckpointError(
+            f"{path} is not what was written: its own sha256 is {_digest(content)[:12]}... instead "
+            f"of {str(content.get(_SEAL))[:12]}... {_AGAIN}"
+        )
     return entries
 
 
@@ -118,13 +176,13 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> None:
         )
 
 
-def check_files(folder: Path, *names: str, form: str | None = None) -> None:
+def check_files(folder: Path, *names: str, form: Format | None = None) -> None:
     """Check some files against the manifest, if the artifact has one.
 
     Args:
         folder: The artifact.
         names: Files that are about to be read.
-        form: The export format whose files are about to be read.
+        form: The export format whose files are about to be read, all that are there.
 
     Raises:
         CheckpointError: if one is not listed, or not the one that was written.
@@ -132,15 +190,29 @@ def check_files(folder: Path, *names: str, form: str | None = None) -> None:
     if not (folder / MANIFEST_FILE).exists():
         return
     entries = read_manifest(folder)
-    of_form = [name for name, entry in entries.items() if form and entry.form == form]
+    of_form = [name for name, entry in entries.items() if form and entry.form == form.name]
     missing = [name for name in names if name not in entries]
-    missing += [f"the form {form!r}"] if form and not of_form else []
+    missing += [f"the form {form.name!r}"] if form and not of_form else []
+    there = files_in(folder) if form and of_form else []
+    missing += [n for n in there if form and _top(n) in form.files and n not in of_form]
     if missing:
         raise CheckpointError(
             f"{folder / MANIFEST_FILE} does not list {', '.join(missing)}. {_AGAIN}"
         )
     for name in (*names, *of_form):
         check_file(folder, name, entries[name])
+
+
+def _top(name: str) -> str:
+    """Give the file or folder of the artifact that a file is, or is in."""
+    return PurePosixPath(name).parts[0]
+
+
+def _check_types(path: Path, name: str, entry: FileEntry) -> None:
+    given = (entry.bytes, entry.sha256, entry.form, entry.executable)
+    kinds = (int, str, str | None, bool)
+    if not all(map(isinstance, given, kinds)):
+        raise CheckpointError(f"{path} says of {name!r} what cannot be: {asdict(entry)}. {_AGAIN}")
 
 
 def _check_name(path: Path, name: str) -> None:

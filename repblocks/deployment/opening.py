@@ -74,7 +74,7 @@ def open_form(folder: Path, form: Format, *, trust: bool = False) -> Opened:
             f"{folder / form.file} holds code, which runs when it is opened. Open it with "
             "trust=true if you trust whoever wrote it, or take another form."
         )
-    check_files(folder, CONFIG_FILE, form=form.name)
+    check_files(folder, CONFIG_FILE, form=form)
     if form.file == WEIGHTS_FILE and not is_rebuildable(folder):
         raise CheckpointError(
             f"{folder / form.file} holds weights alone, of a network without a registered name. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from repblocks.deployment.formats import (
     Format,
     check_formats,
     check_onnx,
+    get_format,
+    quantizing_formats,
 )
 from repblocks.deployment.latency import Latency, measure_forms
 from repblocks.deployment.layer_errors import compare_layers
@@ -29,7 +31,13 @@ from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.page import render_page
 from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.quantization import QuantizationConfig
-from repblocks.deployment.quantized_forms import check_images, write_quantized
+from repblocks.deployment.quantized_forms import (
+    Quantized,
+    check_images,
+    try_quantized,
+    usable,
+    write_quantized,
+)
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.runtimes import all_contenders
 from repblocks.deployment.written import write_exact
@@ -77,12 +85,14 @@ def deploy(
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
         formats: Names of the formats to write; ``auto`` writes the weights, and of the exact
-            forms that this machine can write those that are the fastest in a setting.
+            forms that this machine can write those that are the fastest in a setting. Quantized
+            ones are among them with ``quantization.auto``; otherwise they are timed alone.
         blocks: What became of each block, for the report.
         note: What the report says if there is no validation data.
         fold: What a fold of the whole network did, for the report.
         onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
-        calibration: Typical batches of images, for formats that quantize.
+        calibration: Typical batches of images, for formats that quantize, also where forms are
+            timed.
         quantization: How those formats do it; what they write is judged by its accuracy on
             ``validation``, which is run through again for each of them.
         latency: Time each form in each runtime.
@@ -103,6 +113,7 @@ def deploy(
             f"example_input must be a batch of float32 images, got {example_input.dtype} of shape "
             f"{tuple(example_input.shape)}."
         )
+    calibration = usable(calibration, example_input)
     if any(form.lossy for form in chosen):
         check_images(calibration, validation, note)
     with staged(Path(output)) as folder:
@@ -126,13 +137,17 @@ def deploy(
         quantized = write_quantized(chosen, export, validation or ())
         measured = _measure(before, after, example_input)
         if latency or AUTO in formats:
-            found = _time(before, after, chosen, folder, example_input)
+            may_choose = AUTO in formats and export.quantization.auto
+            quantized = try_quantized(quantized, export, validation, note, choose=may_choose)
+            names = {form.name for form in chosen}
+            more = [form for form in map(get_format, quantized.accepted) if form.name not in names]
+            found = _time(before, export, [*chosen, *more], quantized)
             measured["latency"] = asdict(found)
             if AUTO in formats:
                 asked = {"onnx"} if options != OnnxOptions() else set()
-                kept = {"safetensors", *formats, *asked, *found.fastest_forms()}
-                chosen = _keep(chosen, kept, folder)
-                forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
+                names = {"safetensors", *formats, *asked, *found.fastest_forms()}
+            chosen = _keep([*chosen, *more], names, folder)
+            forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -148,7 +163,7 @@ def deploy(
             measured=measured,
             fold=fold,
             not_run=tuple(form.name for form in chosen if form.check),
-            quantization=quantized,
+            quantization=quantized.report,
             layers=compare_layers(before, after, example_input[:1]),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
@@ -160,22 +175,24 @@ def deploy(
 
 
 def _time(
-    before: nn.Module, after: nn.Module, formats: Sequence[Format], folder: Path, images: Tensor
+    before: nn.Module, export: Export, formats: Sequence[Format], quantized: Quantized
 ) -> Latency:
     """Time each form in each runtime; those that quantize count as verified by their accuracy."""
-    return measure_forms(
-        all_contenders(before, after, formats, folder),
+    images = export.example
+    found = measure_forms(
+        all_contenders(before, export.model, formats, export.folder),
         Reference(before, images, torch.float32),
-        accepted=[form.name for form in formats if form.lossy],
+        quantized=quantized.accepted,
     )
+    return replace(found, notes=(*found.notes, *quantized.notes))
 
 
 def _keep(formats: Sequence[Format], kept: Collection[str], folder: Path) -> list[Format]:
-    """Remove the files of the other forms."""
-    for form in formats:
+    """Remove the files of the other forms, and of those that could not be written."""
+    for form in (*formats, *quantizing_formats()):
         for name in form.files if form.name not in kept else ():
             path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return [form for form in formats if form.name in kept]
 
 
@@ -214,10 +231,11 @@ def _manifest(
     description: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Say what the files are, which code wrote them, and which run the network is from."""
-    return {
-        **describe_files(folder, formats),
-        "format_version": FORMAT_VERSION,
-        "versions": report.versions,
-        "git": code_state(),
-        "run": description.get("run"),
-    }
+    return describe_files(
+        folder,
+        formats,
+        format_version=FORMAT_VERSION,
+        versions=dict(report.versions),
+        git=code_state(),
+        run=description.get("run"),
+    )

@@ -8,7 +8,6 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -17,9 +16,10 @@ from repblocks.data.preprocessing import KEYS, convert, evaluation_transform
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
 
 _CROPS = ("center", "squash", "border")
+_SHOWN = 80
 _SMALLEST_CROP, _LARGEST_CROP = 0.1, 10.0
-#: Of what goes into the network, and of an image on the way there.
-_MOST_VALUES = 2**27
+#: Of an image on the way into the network, and of what goes in.
+_MOST_VALUES, _MOST_INPUTS = 2**27, 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Preparation:
             DataError: if it is no image, is none of 8 or 16 bits, or is too large when resized.
         """
         try:
-            image = _read(path)
+            image = read_image(str(path))
             width, height = image.size
             scale = max(self.size[1:]) / self.crop_pct / min(width, height)
             if prod(image.size) * max(scale, 1.0) ** 2 > _MOST_VALUES:
@@ -97,12 +97,17 @@ def image_size(config: Mapping[str, Any], source: Path) -> tuple[int, int, int]:
     given = config.get("preprocessing") or {}
     size: Any = given.get("input_size") if isinstance(given, Mapping) else given
     is_list = isinstance(size, list | tuple) and len(size) == 3
-    if not is_list or not all(type(n) is int and n > 0 for n in size) or prod(size) > _MOST_VALUES:
+    if not is_list or not all(type(n) is int and n > 0 for n in size) or prod(size) > _MOST_INPUTS:
         raise CheckpointError(
             f"{source} does not say how to prepare an image: preprocessing.input_size is "
-            f"{size!r}, not [channels, height, width]."
+            f"{_short(size)}, not [channels, height, width] of at most {_MOST_INPUTS} values."
         )
     return (size[0], size[1], size[2])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def labels_of(config: Mapping[str, Any], source: Path) -> list[str]:
@@ -149,21 +154,3 @@ def _are_numbers(values: Any, count: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and isfinite(value)
-
-
-def _read(path: Path) -> Image.Image:
-    """Read an image in 8 bits; those of 16 are scaled, which a conversion by Pillow is not."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            if mode.startswith("I;16"):
-                pixels = (np.asarray(image) >> 8).astype(np.uint8)
-                return Image.fromarray(pixels).convert("RGB")
-    except Exception:  # noqa: BLE001 # read_image says what is wrong
-        return read_image(str(path))
-    if mode in ("I", "F"):
-        raise DataError(
-            f"{path} holds numbers of 32 bits (mode {mode}), whose white is not known. Save it "
-            "with 8 or 16 bits."
-        )
-    return read_image(str(path))

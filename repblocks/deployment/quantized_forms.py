@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from repblocks.deployment.accuracy import compare_predictions
-from repblocks.deployment.formats import Export, Format
+from repblocks.deployment.accuracy import Agreement, compare_predictions
+from repblocks.deployment.formats import Export, Format, quantizing_formats
 from repblocks.deployment.probing import probes, relative, spread
-from repblocks.deployment.quantization.friendliness import measure_friendliness
+from repblocks.deployment.quantization.friendliness import (
+    LayerFriendliness,
+    measure_friendliness,
+)
 from repblocks.deployment.quantization.report import QuantizationReport, check_drop
 from repblocks.deployment.written import written
-from repblocks.errors import ConfigurationError
+from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 
 _REPORT_BATCH = 32
 Validation = Iterable[tuple[Tensor, Tensor]]
+
+
+def usable(calibration: Iterable[Tensor], example: Tensor) -> list[Tensor]:
+    """Leave batches without images out, and check the others.
+
+    Args:
+        calibration: Batches of any sizes.
+        example: A batch as the network takes it.
+
+    Raises:
+        ConfigurationError: if one is not like it, or holds values that are not finite.
+    """
+    batches = [batch for batch in calibration if len(batch)]
+    for number, batch in enumerate(batches):
+        found, wanted = ((x.dtype, tuple(x.shape[1:])) for x in (batch, example))
+        if found != wanted:
+            raise ConfigurationError(
+                f"Calibration batch {number} holds images of {found[0]} and shape {found[1]}, and "
+                f"the network takes {wanted[0]} and shape {wanted[1]}."
+            )
+        if not batch.isfinite().all():
+            raise ConfigurationError(
+                f"Calibration batch {number} holds values that are not finite. Leave those images "
+                "out, or look at how they are normalised."
+            )
+    return batches
 
 
 def check_images(calibration: Sequence[Tensor], validation: Validation | None, note: str) -> None:
@@ -42,18 +72,28 @@ def check_images(calibration: Sequence[Tensor], validation: Validation | None, n
         )
 
 
-def write_quantized(
-    formats: Sequence[Format], export: Export, validation: Validation
-) -> QuantizationReport | None:
+@dataclass(frozen=True)
+class Quantized:
+    """What became of the forms in 8 bits.
+
+    Args:
+        report: Of those that were judged, or None if none was.
+        accepted: By name of those that were written, whether they are accurate enough.
+        notes: Why those that nobody asked for by name are not chosen.
+    """
+
+    report: QuantizationReport | None = None
+    accepted: Mapping[str, bool] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def write_quantized(formats: Sequence[Format], export: Export, validation: Validation) -> Quantized:
     """Write each quantized form, load it from its file and compare it on the validation images.
 
     Args:
         formats: All that were chosen; the exact ones are left out.
         export: What is written.
         validation: Run through for each form.
-
-    Returns:
-        None if no format quantizes.
 
     Raises:
         ConfigurationError: if there are no validation images.
@@ -62,24 +102,107 @@ def write_quantized(
     """
     chosen = [form for form in formats if form.lossy]
     if not chosen:
-        return None
-    config = export.quantization
-    images = torch.cat(list(export.calibration))[: config.report_images]
-    some = torch.split(images, _REPORT_BATCH)
-    layers = measure_friendliness(export.model, some, half_range=config.half_range)
-    judged, differences = {}, {}
-    first, second = probes(export.example.shape[1:])
-    with torch.inference_mode():
-        expected = export.model(first)
-        scale = spread(expected, export.model(second))
+        return Quantized()
+    judge = _Judge(export, validation)
     for form in chosen:
+        judge.write(form)
+    return Quantized(judge.report(), {form.name: True for form in chosen})
+
+
+def try_quantized(
+    known: Quantized, export: Export, validation: Validation | None, note: str, *, choose: bool
+) -> Quantized:
+    """Write the quantized forms that nobody asked for, to be timed with the others.
+
+    Args:
+        known: What became of those that were asked for.
+        export: What is written.
+        validation: Run through for each form that may be chosen.
+        note: Why there is none.
+        choose: Whether one may be chosen by its accuracy; otherwise that is not measured.
+
+    Returns:
+        All of them.
+    """
+    tried = [form for form in quantizing_formats() if form.name not in known.accepted]
+    if not tried:
+        return known
+    try:
+        check_images(export.calibration, validation if choose else (), note)
+    except ConfigurationError as error:
+        return Quantized(known.report, known.accepted, (f"No INT8 form was timed. {error}",))
+    judge = _Judge(export, validation or (), known.report)
+    accepted, notes = dict(known.accepted), []
+    for form in tried:
+        try:
+            if choose:
+                judge.write(form)
+            else:
+                written(form, export)
+            accepted[form.name] = choose
+        except VerificationError as error:
+            accepted[form.name] = False
+            notes.append(f"{form.name} is not chosen: {error}")
+        except RepblocksError as error:
+            notes.append(f"{form.name} was not timed: {error}")
+    if not choose:
+        notes.append(_unjudged([form.name for form in tried if form.name in accepted], export))
+    return Quantized(judge.report(), accepted, tuple(filter(None, notes)))
+
+
+def _unjudged(names: Sequence[str], export: Export) -> str:
+    """Say how forms that were timed alone can be chosen."""
+    largest = export.quantization.largest_drop
+    bound = "any number of" if largest is None else f"at most {largest:g}"
+    return (
+        f"{', '.join(names)}: timed, not chosen, as 8 bits can change the accuracy, which was not "
+        f"measured. With quantization.auto=true, export=auto takes one that loses {bound} points "
+        "of top-1; export=int8 writes it."
+    ) * bool(names)
+
+
+class _Judge:
+    """Writes forms and compares each with the network in float32, image for image."""
+
+    def __init__(
+        self, export: Export, validation: Validation, known: QuantizationReport | None = None
+    ) -> None:
+        self._export, self._validation, self._known = export, validation, known
+        self._forms: dict[str, Agreement] = dict(known.forms) if known else {}
+        self._differences = dict(known.differences) if known else {}
+
+    def write(self, form: Format) -> None:
+        """Write a form and judge it.
+
+        Raises:
+            ConfigurationError: if there are no validation images.
+            VerificationError: if it loses too much.
+            RepblocksError: if it cannot be written.
+        """
+        export = self._export
         run = written(form, export)
-        found = None if run is None else compare_predictions(export.model, run, validation)
+        found = None if run is None else compare_predictions(export.model, run, self._validation)
         if run is None or found is None:
             raise ConfigurationError(f"{form.file} cannot be judged on 0 validation images.")
-        check_drop(form.file, found, config.largest_drop)
-        judged[form.name] = found
+        self._forms[form.name] = found
+        first, second = probes(export.example.shape[1:])
         with torch.inference_mode():
-            differences[form.name] = relative(run(first), expected, scale)
-    count = sum(map(len, export.calibration))
-    return QuantizationReport(config, count, layers, judged, differences)
+            expected = export.model(first)
+            scale = spread(expected, export.model(second))
+            self._differences[form.name] = relative(run(first), expected, scale)
+        check_drop(form.file, found, export.quantization.largest_drop)
+
+    def report(self) -> QuantizationReport | None:
+        """Give what was found, with what each layer loses; None if nothing was judged."""
+        if not self._forms:
+            return None
+        config, batches = self._export.quantization, self._export.calibration
+        layers = self._known.layers if self._known else self._layers()
+        count = sum(map(len, batches))
+        return QuantizationReport(config, count, layers, self._forms, self._differences)
+
+    def _layers(self) -> tuple[LayerFriendliness, ...]:
+        config = self._export.quantization
+        images = torch.cat(list(self._export.calibration))[: config.report_images]
+        batches = torch.split(images, _REPORT_BATCH)
+        return measure_friendliness(self._export.model, batches, half_range=config.half_range)

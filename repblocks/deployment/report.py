@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -78,16 +78,18 @@ class DeploymentReport:
         blocks = self.block_rows()
         sections = [
             f"# {self.title}",
-            _markdown(("", "training form", "deployed form"), self._cost_rows()),
+            markdown_table(("", "training form", "deployed form"), self._cost_rows()),
             self.verdict(),
             self.proof,
-            _markdown(("form", "difference", "allowed"), self.proof_rows()),
+            markdown_table(("form", "difference", "allowed"), self.proof_rows()),
             self.unproven(),
             self._layer_section(),
             self._latency_section(),
             *self._quantized_sections(),
-            _markdown(("file", "size"), self.file_rows()),
-            _markdown(("block", "kind", "parameters", "after folding"), blocks) if blocks else "",
+            markdown_table(("file", "size"), self.file_rows()),
+            markdown_table(("block", "kind", "parameters", "after folding"), blocks)
+            if blocks
+            else "",
             self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
         ]
@@ -96,7 +98,8 @@ class DeploymentReport:
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
         table = Table("", "training form", "deployed form", title=self.title)
-        table.caption = "\n".join(filter(None, (self.verdict(), self.unproven())))
+        notes = self.measured.get("latency", {}).get("notes", ())
+        table.caption = "\n".join(filter(None, (self.verdict(), self.unproven(), *notes)))
         for row in self._cost_rows():
             table.add_row(*row)
         table.add_section()
@@ -152,16 +155,9 @@ class DeploymentReport:
                 t["runtime"],
                 f"{t['median_ms']:.2f} ms",
                 f"{t['p90_ms']:.2f} ms",
-                "fastest" if t["fastest"] else "" if t["verified"] else "another function",
+                mark_of(t),
             )
             for t in self.measured.get("latency", {}).get("timings", ())
-        ]
-
-    def layer_rows(self) -> Rows:
-        """Give each layer with its error in both forms."""
-        return [
-            (one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}")
-            for one in self.layers
         ]
 
     def block_rows(self) -> Rows:
@@ -185,23 +181,23 @@ class DeploymentReport:
         if self.quantization is None:
             return []
         return [
-            _markdown(FORM_HEADER, self.quantization.form_rows()),
-            _markdown(QUANTIZED_HEADER, self.quantization.layer_rows()),
+            markdown_table(FORM_HEADER, self.quantization.form_rows()),
+            markdown_table(QUANTIZED_HEADER, self.quantization.layer_rows()),
         ]
 
     def _layer_section(self) -> str:
         words = "Error of each layer's output against float64, RMS relative to that output:"
-        rows = self.layer_rows()
-        return f"{words}\n\n{_markdown(LAYER_HEADER, rows)}" if rows else ""
+        rows = layer_rows(self.layers)
+        return f"{words}\n\n{markdown_table(LAYER_HEADER, rows)}" if rows else ""
 
     def _latency_section(self) -> str:
         rows = self.latency_rows()
         notes = self.measured.get("latency", {}).get("notes", ())
-        return "\n\n".join([_markdown(LATENCY_HEADER, rows), *notes]) if rows else ""
+        return "\n\n".join([markdown_table(LATENCY_HEADER, rows), *notes]) if rows else ""
 
     def file_rows(self) -> Rows:
         """Give each file with its size."""
-        return [(file, _readable(size)) for file, size in self.sizes.items()]
+        return size_rows(self.sizes)
 
     def verdict(self) -> str:
         """Say how often the predicted class differs."""
@@ -215,11 +211,30 @@ class DeploymentReport:
 
 #: The header of :meth:`DeploymentReport.latency_rows`.
 LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
-#: The header of :meth:`DeploymentReport.layer_rows`.
+#: The header of :func:`layer_rows`.
 LAYER_HEADER = ("layer", "kind", "deployed form", "training form")
 
 
-def _markdown(header: tuple[str, ...], rows: Rows) -> str:
+def layer_rows(layers: Iterable[LayerError]) -> Rows:
+    """Give each layer with its error in both forms."""
+    return [(one.path, one.kind, f"{one.rms_rel:.2e}", f"{one.own_rms_rel:.2e}") for one in layers]
+
+
+def size_rows(sizes: Mapping[str, int]) -> Rows:
+    """Give each file with its size."""
+    return [(file, _readable(size)) for file, size in sizes.items()]
+
+
+def mark_of(timing: Mapping[str, Any]) -> str:
+    """Say what a timing is that is not just one more of the same function."""
+    if timing["fastest"]:
+        return "fastest"
+    if timing["verified"]:
+        return ""
+    return "8 bits, not chosen" if timing["quantized"] else "another function"
+
+
+def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Give a Markdown table."""
     rule = ("---",) * len(header)
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))

@@ -296,6 +296,9 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ("export=a", "Unknown export 'a'. Known: all, auto, int8,"),
+        ("export=[a]", "Unknown export 'a'. Known: all, auto, int8,"),
+        ("export=[onnx,a]", "Unknown export 'a'. Known: all, auto, int8,"),
         ("formats=[onxx]", "Unknown export format 'onxx'. Did you mean 'onnx'"),
         (
             "onnx_export.pixels=true",

@@ -7,6 +7,7 @@ from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 
 from repblocks.data import Augmentation, ImageFolderDataModule, ImageNetDataModule
+from repblocks.data._folders import read_image
 from repblocks.data._split import is_held_out
 from repblocks.errors import ConfigurationError, DataError
 
@@ -67,6 +68,29 @@ def test_grey_and_palette_images_become_what_the_network_reads(tmp_path):
         assert images.shape == (2, channels, 8, 8)
         assert torch.allclose(images[0], torch.tensor((51 / 255 - 0.5) / 0.5))
         assert torch.equal(images[1], torch.full((channels, 8, 8), -1.0))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_images_of_16_bits_are_scaled_in_training_and_prediction_alike(tmp_path, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "a" / f"1{name}")
+    Image.fromarray(pixels).save(tmp_path / "a" / f"0{name}")
+    data = module(tmp_path, held_out=0.5, crop_pct=1.0)
+    (trained, _), (validated, _) = (data.load(split)[0] for split in ("train", "val"))
+    predicted = read_image(str(tmp_path / "a" / f"1{name}"))
+    for image in (trained, validated, predicted):
+        assert np.array_equal(np.asarray(image), np.stack([pixels] * 3, 2))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_of_32_bits_are_refused(tmp_path, kind):
+    (tmp_path / "a").mkdir()
+    for number in range(2):
+        image = Image.fromarray(np.full((8, 8), 300, kind))
+        image.save(tmp_path / "a" / f"{number}.tif")
+    with pytest.raises(DataError, match=r"a/1\.tif holds numbers of 32 bits"):
+        list(module(tmp_path, held_out=0.5).val_dataloader())
 
 
 @pytest.mark.parametrize("content", [b"no image", b"", None], ids=["text", "empty", "truncated"])

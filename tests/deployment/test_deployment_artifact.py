@@ -131,7 +131,23 @@ def test_unwritable_output_is_an_error_before_the_work(tmp_path: Path) -> None:
             pytest.fail("The body ran.")
 
 
+@pytest.mark.parametrize("kind", ["loop", "nul", "long"])
+def test_an_output_that_is_no_path_is_one_message(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    output = {"loop": tmp_path / "a/x", "nul": tmp_path / "a\0b", "long": tmp_path / ("x" * 5000)}
+    for check in (check_output, write):
+        with pytest.raises(ConfigurationError, match=r"output is no path .* \(.+\)\. Choose"):
+            check(output[kind])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
 def test_json_holds_plain_values_only(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"config.json can hold plain values .* PosixPath"):
         write_json(tmp_path / "config.json", {"root": tmp_path})
+    message = r"finite float, bool, None\): a\[0\]\.b is nan, c is inf\."
+    with pytest.raises(ConfigurationError, match=message):
+        write_json(tmp_path / "config.json", {"a": [{"b": float("nan")}], "c": float("inf")})
+    with pytest.raises(ConfigurationError, match="surrogates not allowed"):
+        write_json(tmp_path / "config.json", {"a": "\ud800"})
     assert list(tmp_path.iterdir()) == []

@@ -110,7 +110,7 @@ def test_forms_that_cannot_be_opened_here_are_skipped(
     text = 'needs the package x, which is not installed. Install it with: pip install "repblocks['
     assert found["onnx"][0] == "skipped"
     assert f'{text}runtimes]"' in found["onnx"][1]
-    assert found["pt2"] == ("skipped", "this version of repblocks does not know the format")
+    assert found["model.pt2"] == ("failed", "is of the format 'pt2', which is unknown")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from deployment_nets import (
 )
 
 from repblocks.data import ImageDataModule
+from repblocks.deployment import from_checkpoint
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.load import load
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
@@ -146,10 +147,45 @@ def test_checkpoint_of_another_network(tmp_path: Path, model: Any, message: str)
     assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
 
 
-def test_checkpoint_without_the_size_of_its_images(tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "best.ckpt", trained_net(), preprocessing={"mean": [0.5]})
-    with pytest.raises(CheckpointError, match=r"preprocessing.input_size is None, not \[channels"):
+@pytest.mark.parametrize(
+    "size",
+    [
+        *(None, "3x12x12", [3, 12], [3, -12, 12], [3, 0, 12], [3, 12, "12"], [3, 12, 12.0]),
+        *([3, 12, float("nan")], [True, 12, 12], [3, 10**9, 10**9], [10**400] * 3, {"c": 3}),
+    ],
+)
+def test_checkpoint_without_a_possible_size_of_its_images(tmp_path: Path, size: Any) -> None:
+    sizes = {**PREPROCESSING, "input_size": size}
+    path = write_checkpoint(tmp_path / "best.ckpt", trained_net(), preprocessing=sizes)
+    with pytest.raises(CheckpointError, match=r"input_size is .{1,90}, not \[channels, height"):
         deploy_checkpoint(path, tmp_path / "artifact")
+    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("formats", "latency", "drawn"),
+    [(["onnx"], False, 0), (["onnx"], True, 5), (["auto"], False, 5), (["onnx_int8"], False, 5)],
+)
+def test_images_to_quantize_with_are_drawn_where_a_form_needs_them(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, formats: list[str], latency: bool, drawn: int
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(from_checkpoint, "deploy", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(from_checkpoint, "calibration_batches", lambda *_: [images(5)])
+    options: dict[str, Any] = {"formats": formats, "latency": latency}
+    deploy_checkpoint(checkpoint, checkpoint.parent / "artifact", data=Data(), **options)
+    assert sum(map(len, given["calibration"])) == drawn
+
+    def none(*_: Any) -> Any:
+        raise ConfigurationError("no images")
+
+    monkeypatch.setattr(from_checkpoint, "calibration_batches", none)
+    if formats == ["onnx_int8"]:
+        with pytest.raises(ConfigurationError, match="no images"):
+            deploy_checkpoint(checkpoint, checkpoint.parent / "artifact", **options)
+    else:
+        deploy_checkpoint(checkpoint, checkpoint.parent / "artifact", **options)
+        assert given["calibration"] == ()
 
 
 class _Code:

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from deployment_nets import ALWAYS, images, trained_net
+from deployment_nets import ALWAYS, batches, images, trained_net
 from test_deployment_pipeline import deploy_again
 from torch import Tensor
 
-from repblocks.deployment import latency, pipeline, runtimes
+from repblocks.deployment import latency, pipeline, quantized_forms, runtimes
+from repblocks.deployment.accuracy import Agreement
+from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.formats import check_formats, get_format
 from repblocks.deployment.latency import Latency, Timing, measure_forms, time_in_turn
 from repblocks.deployment.onnx_options import OnnxOptions
+from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.runtimes import (
     Contender,
@@ -117,9 +120,14 @@ def test_the_fastest_that_is_right_is_marked_in_each_setting(
 
 def test_a_form_that_was_accepted_by_its_accuracy_may_be_the_fastest(clock: Clock) -> None:
     forms = [clock.contender("exact", 0.002), clock.contender("int8", 0.0, error=0.01)]
-    for accepted, best in (((), "exact"), (("int8",), "int8")):
-        found = measure_forms(forms, reference(), accepted=accepted, batch_sizes=(1,), seconds=0.05)
+    for quantized, best in (({}, "exact"), ({"int8": False}, "exact"), ({"int8": True}, "int8")):
+        found = measure_forms(
+            forms, reference(), quantized=quantized, batch_sizes=(1,), seconds=0.05
+        )
         assert found.fastest_forms() == [best]
+        assert [t.quantized for t in found.timings] == [False, bool(quantized)] * len(
+            found.timings[::2]
+        )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -183,18 +191,125 @@ def test_auto_stands_for_exact_forms_without_code(monkeypatch: pytest.MonkeyPatc
     assert "onnx" not in [form.name for form in check_formats(["auto"])]
 
 
+def few_formats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``auto`` stand for two forms: each takes seconds to write."""
+    few = check_formats(["safetensors", "onnx"])
+    monkeypatch.setattr(pipeline, "check_formats", lambda _names: few)
+
+
 @pytest.mark.parametrize(("best", "kept"), [("onnx", {"model.onnx"}), ("deployed form", set())])
 def test_auto_keeps_the_weights_and_the_fastest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: str, kept: set[str]
 ) -> None:
     timing = Timing(best, "x", 1, 1, 1.0, 1.0, verified=True, fastest=True)
+    few_formats(monkeypatch)
     monkeypatch.setattr(pipeline, "measure_forms", lambda *_, **__: Latency((timing,)))
     monkeypatch.setattr(pipeline, "all_contenders", lambda _a, _b, formats, _folder: list(formats))
     report = deploy_again(tmp_path / "artifact", formats=["auto"])
     names = {path.name for path in (tmp_path / "artifact").iterdir()}
     always = {"config.json", "model.safetensors", *ALWAYS}
     assert names == always | kept
-    assert set(report.forms) == {"safetensors"} | ({best} & {"onnx", "pt2"})
+    assert set(report.forms) == {"safetensors"} | ({best} & {"onnx"})
     assert report.measured["latency"]["timings"][0]["form"] == best
     deploy_again(tmp_path / "other", formats=["auto"], onnx=OnnxOptions(pixels=True))
     assert (tmp_path / "other/model.onnx").is_file()  # it was asked for
+
+
+INT8 = ("onnx_int8", "model_int8.onnx")
+
+
+def deploy_auto(
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    formats: tuple[str, ...] = ("auto",),
+    **more: Any,
+) -> tuple[DeploymentReport, dict[str, bool]]:
+    """Deploy where INT8 is the fastest; gives the quantized forms, and which are accepted."""
+    seen: dict[str, bool] = {}
+
+    def measured(forms: Any, _reference: Any, *, quantized: dict[str, bool]) -> Latency:
+        seen.update(quantized)
+        names = [form.name for form in forms]
+        best = INT8[0] if quantized.get(INT8[0]) else "onnx"
+        rows = [
+            Timing(n, "x", 1, 1, 1.0, 1.0, quantized.get(n, True), n in quantized, n == best)
+            for n in names
+        ]
+        return Latency(tuple(rows))
+
+    few_formats(monkeypatch)
+    monkeypatch.setattr(pipeline, "measure_forms", measured)
+    monkeypatch.setattr(pipeline, "all_contenders", lambda _a, _b, formats, _folder: list(formats))
+    monkeypatch.setattr(quantized_forms, "quantizing_formats", lambda: [get_format(INT8[0])])
+    more = {"validation": batches(), "calibration": [images(16)], **more}
+    return deploy_again(output, formats=formats, **more), seen
+
+
+def test_auto_times_int8_and_chooses_it_only_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, seen = deploy_auto(tmp_path / "a", monkeypatch)
+    assert (seen, report.quantization) == ({INT8[0]: False}, None)
+    assert {"model.onnx"} == {path.name for path in (tmp_path / "a").glob("model*.onnx")}
+    assert "onnx_int8 | x | 1.00 ms | 1.00 ms | 8 bits, not chosen |" in report.to_markdown()
+    assert "timed, not chosen, as 8 bits can change the accuracy" in report.to_markdown()
+    page = (tmp_path / "a/report.html").read_text(encoding="utf-8")
+    assert "onnx_int8, x (8 bits, not chosen)" in page
+
+    allowed = QuantizationConfig(auto=True, largest_drop=None)
+    report, seen = deploy_auto(tmp_path / "b", monkeypatch, quantization=allowed)
+    assert seen == {INT8[0]: True}
+    assert report.quantization is not None
+    assert set(report.quantization.forms) == {INT8[0]}
+    assert INT8[1] in report.sizes
+    assert "model.onnx" not in report.sizes
+    assert "onnx_int8" in {one.name for one in check_artifact(tmp_path / "b")}
+
+    report, seen = deploy_auto(
+        tmp_path / "c", monkeypatch, formats=("onnx",), quantization=allowed, latency=True
+    )
+    assert seen == {INT8[0]: False}  # nothing is chosen by its time
+    assert "model_int8.onnx" not in report.sizes
+
+
+def test_auto_leaves_int8_out_that_loses_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = Agreement(100, 2, 0.9, 1.0, 0.88, 1.0)
+    monkeypatch.setattr(quantized_forms, "compare_predictions", lambda *_: worse)
+    report, seen = deploy_auto(
+        tmp_path / "a", monkeypatch, quantization=QuantizationConfig(auto=True)
+    )
+    assert seen == {INT8[0]: False}
+    assert "onnx_int8 is not chosen: model_int8.onnx has a top-1 of 88.00%" in report.to_markdown()
+    assert "model_int8.onnx" not in report.sizes
+
+
+def test_auto_goes_on_where_int8_cannot_be_written_or_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for more, why in (
+        ({"calibration": ()}, "No INT8 form was timed. A format that quantizes measures"),
+        (
+            {"validation": None, "quantization": QuantizationConfig(auto=True)},
+            "No INT8 form was timed. A format that quantizes is judged by its accuracy, but no",
+        ),
+    ):
+        report, seen = deploy_auto(tmp_path / "a", monkeypatch, **more)
+        assert (seen, why in report.to_markdown()) == ({}, True)
+
+    def broken(export: Any) -> None:
+        (export.folder / INT8[1]).write_bytes(b"half")
+        raise RuntimeError("no such operator")
+
+    form = replace(get_format(INT8[0]), write=broken)
+    monkeypatch.setattr(pipeline, "quantizing_formats", lambda: [form])
+    with monkeypatch.context() as patch:
+        patch.setattr("test_deployment_latency.get_format", lambda _name: form)
+        report, seen = deploy_auto(tmp_path / "a", monkeypatch)
+    assert seen == {}
+    assert "onnx_int8 was not timed: model_int8.onnx could not be written: no such operator" in (
+        report.to_markdown()
+    )
+    assert INT8[1] not in report.sizes

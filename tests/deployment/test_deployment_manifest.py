@@ -18,7 +18,7 @@ from repblocks.deployment import opening, pipeline
 from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.formats import get_format
 from repblocks.deployment.load import load
-from repblocks.deployment.manifest import read_manifest
+from repblocks.deployment.manifest import describe_files, read_manifest, sealed
 from repblocks.deployment.opening import open_best, open_form
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.provenance import code_state
@@ -45,9 +45,11 @@ def folder(deployed: Deployed, tmp_path: Path) -> Path:
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
+    """Change it as somebody would who means to, with its hash."""
     path = folder / "manifest.json"
     content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
+    del content["sha256"]
+    path.write_text(json.dumps(sealed({**content, **changes})), encoding="utf-8")
 
 
 def flip_a_byte(path: Path) -> None:
@@ -69,7 +71,7 @@ def test_lists_every_file_but_itself(deployed: Deployed) -> None:
         assert entry["sha256"] == hashlib.sha256(data).hexdigest()
         assert entry["form"] == (name.partition(".")[2] if name.startswith("model") else None)
         assert entry["executable"] is False
-    assert content["format_version"] == content["manifest_version"] == 1
+    assert (content["format_version"], content["manifest_version"]) == (1, 2)
     assert content["versions"]["torch"] == deployed[1].versions["torch"]
     assert content["git"] == code_state()
 
@@ -136,6 +138,71 @@ def test_a_file_that_is_not_listed_is_named(folder: Path) -> None:
         open_form(folder, get_format("onnx"))
 
 
+@pytest.mark.parametrize("key", ["git", "versions", "format_version", "run", "more", "sha256"])
+def test_a_field_of_the_manifest_that_differs_is_found(folder: Path, key: str) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(dict(reversed(content.items()))), encoding="utf-8")
+    assert failed(folder) == {}  # the order of the keys is nobody's matter
+    old = content.get(key)
+    content[key] = {**old, "torch": "0", "commit": "0"} if isinstance(old, dict) else "0"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    message = f"{path} is not what was written: its own sha256 is "
+    assert [note.startswith(message) for note in failed(folder).values()] == [True]
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def change_entry(folder: Path, name: str, **changes: Any) -> None:
+    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    entry = {**content["files"][name], **changes}
+    change_manifest(folder, files={**content["files"], name: entry})
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("model.onnx", None, "is of the format onnx, and listed as None"),
+        ("model.onnx", "pt2", "is of the format onnx, and listed as pt2"),
+        ("model.onnx", "onxx", "is of the format 'onxx', which is unknown"),
+        ("report.md", "onnx", "is of the format None, and listed as onnx"),
+    ],
+)
+def test_a_file_that_is_listed_as_of_another_form_fails(
+    folder: Path, name: str, form: str | None, message: str
+) -> None:
+    change_entry(folder, name, form=form)
+    assert failed(folder)[name] == message
+
+
+@pytest.mark.parametrize("change", [{"bytes": "1"}, {"sha256": 1}, {"form": ["onnx"]}])
+def test_an_entry_of_the_manifest_that_cannot_be_is_refused(folder: Path, change: Any) -> None:
+    change_entry(folder, "report.md", **change)
+    with pytest.raises(CheckpointError, match="manifest.json says of 'report.md' what cannot be"):
+        load(folder)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_no_file_of_a_form_is_read_that_is_not_listed_as_its_own(
+    folder: Path, listed: bool
+) -> None:
+    form = replace(get_format("onnx"), more_files=("weights",), read=lambda *_: pytest.fail("read"))
+    (folder / "weights").mkdir()
+    (folder / "weights/0.bin").write_bytes(b"x")
+    if listed:
+        content = describe_files(folder, map(get_format, ("safetensors", "onnx", "pt2")))
+        (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"manifest.json does not list weights/0.bin\."):
+        open_form(folder, form)
+
+
+def test_numbers_that_are_not_finite_are_named_in_the_manifest(tmp_path: Path) -> None:
+    content = describe_files(tmp_path, (), run={"clip": float("inf"), "x": [float("nan")]})
+    assert content["run"] == {"clip": "Infinity", "x": ["NaN"]}
+    with pytest.raises(ConfigurationError, match="manifest.json can hold plain values only"):
+        describe_files(tmp_path, (), run={"x": tmp_path})
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -157,9 +224,10 @@ def test_names_that_lead_elsewhere_are_refused(folder: Path, name: str) -> None:
         (None, "Cannot read .*manifest.json: FileNotFoundError"),
         ("{", "Cannot read .*manifest.json: JSONDecodeError"),
         ("[1]", "Cannot read .*manifest.json: AttributeError"),
-        ('{"manifest_version": 1}', "Cannot read .*manifest.json: KeyError 'files'"),
-        ('{"manifest_version": 1, "files": {"x": {}}}', "Cannot read .*manifest.json: TypeError"),
-        ('{"manifest_version": 2}', "manifest.json has version 2; this version .* reads 1"),
+        ('{"manifest_version": 2}', "Cannot read .*manifest.json: KeyError 'files'"),
+        ('{"manifest_version": 2, "files": {"x": {}}}', "Cannot read .*manifest.json: TypeError"),
+        ('{"manifest_version": 1}', "manifest.json has version 1; this version .* reads 2"),
+        ('{"manifest_version": NaN}', "Cannot read .*: ValueError NaN is no number of JSON"),
     ],
 )
 def test_a_manifest_that_is_none_is_explained(folder: Path, text: str | None, message: str) -> None:

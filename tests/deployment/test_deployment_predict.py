@@ -14,6 +14,7 @@ import torch
 from deployment_nets import CLASS_NAMES, PREPROCESSING, images, trained_net
 from PIL import Image
 
+from repblocks.cli.artifact_check import check_main
 from repblocks.data.preprocessing import evaluation_transform
 from repblocks.deployment.load import load
 from repblocks.deployment.pipeline import deploy
@@ -227,6 +228,27 @@ def test_another_network_than_any_name_rebuilds(
     (output / "model.pt2").unlink()
     assert main([str(output), *paths]) == 2
     assert "holds no form that can be run here. model.safetensors holds" in capsys.readouterr().err
+
+
+def test_nothing_that_a_file_says_steers_the_terminal(
+    folder: Path, tmp_path: Path, capsys: Read
+) -> None:
+    (tmp_path / "a\x1b[31m.png").write_bytes(b"no image")
+    Image.new("RGB", (12, 12)).save(tmp_path / "b\u202e.png")
+    assert main([str(folder), *map(str, sorted(tmp_path.glob("*.png")))]) == 2
+    out, err = capsys.readouterr()
+    assert "b?.png: " in out
+    assert "a?[31m.png could not be read as an image" in err
+    (folder / "more\x1b[2J").write_text("x", encoding="utf-8")
+    assert check_main([str(folder)]) == 2
+    checked = capsys.readouterr().out
+    assert "more?[2J" in checked
+    change = _config(architecture="\x1b]0;x\x07", class_names=["\x9b2J"] * 7)
+    assert main([*change(folder, tmp_path), "--form", "\x1b[31m"]) == 2
+    named = capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "x.png"), "--form", "onnx"]) == 0
+    text = "".join((out, err, checked, named, *capsys.readouterr()))
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & {*text}
 
 
 def test_grey_networks_read_colour_images(tmp_path: Path, capsys: Read) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from deployment_nets import images, trained_net
-from torch import nn
+from torch import Tensor, nn
 
 from repblocks.deployment.layer_errors import compare_layers
 from repblocks.folding.fold import fold
@@ -43,3 +43,28 @@ def test_what_became_one_layer_is_compared_where_it_is_whole() -> None:
     found = compare_layers(model.eval(), fold(model, x), x)
     # The convolution gives what the normalisation gave, and is not compared with its old self.
     assert [one.path for one in found] == ["1", "2"]
+
+
+def test_what_a_new_layer_replaced_is_compared_with_it() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+            self.sum, self.act, self.last = Add(), nn.Sigmoid(), nn.Conv2d(3, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.act(self.sum(self.one(x), self.two(x))))
+
+    class Add(nn.Module):
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            return first + second
+
+    torch.manual_seed(0)
+    model, x = Sum().eval(), torch.randn(2, 3, 8, 8)
+    folded = fold(model, x)
+    assert [one.path for one in compare_layers(model, folded, x)] == ["sum", "act", "last"]
+    conv = next(m for m in folded.modules() if isinstance(m, nn.Conv2d))
+    conv.weight.data *= 1.001
+    first, *_ = compare_layers(model, folded, x)
+    assert first.path == "sum"
+    assert first.rms_rel > 1e-4 > 1e-6 > first.own_rms_rel

@@ -192,7 +192,9 @@ def test_the_folder_passes_the_check_until_it_is_damaged(tmp_path):
     folder = tmp_path / "out"
     fold_onnx(unit("N", 4, 6, 6).save(tmp_path / "good.onnx"), folder)
     found = {one.name: one.status for one in check_artifact(folder)}
-    passed = dict.fromkeys(("config.json", "model.onnx", "report.json", "report.md"), "passed")
+    passed = dict.fromkeys(
+        ("config.json", "model.onnx", "report.html", "report.json", "report.md"), "passed"
+    )
     assert found == {**passed, "forms": "skipped"}
     (folder / "model.onnx").write_bytes(b"")
     assert {one.name for one in check_artifact(folder) if one.status == "failed"} == {"model.onnx"}

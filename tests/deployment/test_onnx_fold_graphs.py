@@ -300,6 +300,25 @@ def test_norms_in_training_mode_are_left(folded):
     assert [one.op_type for one in folded.report.kept] == ["BatchNormalization"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "is_kept"),
+    [
+        *(((2, 1), True), ((4, 1), True), ((2, 4), True)),
+        *(((), False), ((1,), False), ((4,), False), ((1, 1), False), ((1, 4), False)),
+    ],
+)
+def test_what_a_product_adds_may_be_broadcast_in_any_way(folded, shape, is_kept):
+    rows = shape[0] if len(shape) == 2 and shape[0] > 1 else 2
+    graph = Graph()
+    x = graph.add("MatMul", graph.input(rows, 6), graph.weight(6, 6))
+    shift = graph.constant(graph.random.normal(size=shape).astype(np.float32))
+    x = graph.add("Gemm", x, graph.weight(6, 4), shift, beta=2.0)
+    graph.output(x, rank=2)
+    assert folded(graph) == ({"Gemm": 1, "MatMul": 1} if is_kept else {"Gemm": 1})
+    kept = [(one.op_type, one.reason) for one in folded.report.kept]
+    assert kept == [("Gemm", "What it adds is not one number a channel.")] * is_kept
+
+
 def test_free_sizes_are_folded_at_given_ones_and_stay_free(folded):
     graph = Graph()
     graph.output(repvgg_unit(graph, graph.input("N", 4, "H", "W"), 4))
@@ -315,7 +334,7 @@ def test_external_data_is_read(tmp_path):
     onnx.save(graph.model(), source, save_as_external_data=True, location="w.bin", size_threshold=0)
     fold_onnx(source, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        *("config.json", "manifest.json", "model.onnx", "report.json", "report.md")
+        *("config.json", "manifest.json", "model.onnx", "report.html", "report.json", "report.md")
     ]
 
 
@@ -347,7 +366,8 @@ def test_it_is_deterministic(tmp_path):
         graph = Graph()
         graph.output(repvgg_unit(graph, graph.input("N", 4, 6, 6), 4))
         fold_onnx(graph.save(tmp_path / "source.onnx"), tmp_path / name)
-        files.append([(tmp_path / name / f).read_bytes() for f in ("model.onnx", "report.json")])
+        names = ("model.onnx", "report.json", "report.html", "report.md", "manifest.json")
+        files.append([(tmp_path / name / f).read_bytes() for f in names])
     assert files[0] == files[1]
 
 

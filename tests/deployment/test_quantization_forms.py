@@ -137,6 +137,38 @@ def test_a_quantized_form_that_is_another_function_fails(
     assert found["safetensors"].status == "passed"
 
 
+@pytest.mark.parametrize("name", ["onnx_int8", "openvino_int8"])
+def test_batches_of_any_size_are_the_same_images(tmp_path: Path, name: str) -> None:
+    x = torch.cat(calibration())
+    form, files = get_format(name), []
+    if name == "openvino_int8":
+        pytest.importorskip("nncf")
+    for number, sizes in enumerate(([48], [1, 0, 30, 17])):
+        output = tmp_path / str(number)
+        deploy_int8(output, formats=[name], calibration=list(x.split(sizes)))
+        files.append(form.read(output, trained_net())(images()))
+    assert torch.equal(files[0], files[1]) if name == "onnx_int8" else files[1].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(2, 3, 9, 9), r"batch 1 holds images of torch.float32 and shape \(3, 9, 9\)"),
+        (torch.zeros(3, 12, 12), r"shape \(12, 12\), and the network takes torch.float32"),
+        (torch.zeros(2, 3, 12, 12).double(), "batch 1 holds images of torch.float64"),
+        (torch.full((2, 3, 12, 12), torch.nan), "batch 1 holds values that are not finite"),
+    ],
+)
+def test_batches_that_are_not_like_the_images_are_refused(
+    tmp_path: Path, batch: Tensor, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        deploy_int8(tmp_path / "x", calibration=[images(0), images(2), batch])
+    with pytest.raises(ConfigurationError, match="there are 0"):
+        deploy_int8(tmp_path / "x", calibration=[images(0)])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_images_give_the_same_bytes(quantized: Deployed, tmp_path: Path) -> None:
     report = deploy_int8(tmp_path / "artifact")
     first, second = (p / "model_int8.onnx" for p in (quantized[0], tmp_path / "artifact"))

@@ -20,3 +20,4 @@ from repblocks.deployment.formats._registry import check_formats as check_format
 from repblocks.deployment.formats._registry import check_onnx as check_onnx
 from repblocks.deployment.formats._registry import get_format as get_format
 from repblocks.deployment.formats._registry import list_formats as list_formats
+from repblocks.deployment.formats._registry import quantizing_formats as quantizing_formats

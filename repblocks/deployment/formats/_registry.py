@@ -151,6 +151,12 @@ def _is_automatic(name: str) -> bool:
     return not (form.executable or form.lossy)
 
 
+def quantizing_formats() -> list[Format]:
+    """List the formats that quantize, hold no code and can be written here."""
+    lossy = [form for form in _FORMATS.values() if form.lossy and not form.executable]
+    return [form for form in lossy if not _absent(form)]
+
+
 def list_formats() -> list[str]:
     """List the names of all formats in the order they were registered."""
     return list(_FORMATS)

@@ -128,11 +128,16 @@ def _gemm(node: Node) -> nn.Module:
     weight = weight if node.options.get("transB", 0) else weight.T
     shift = node.constant(2)
     bias = None if shift is None else node.tensor(2) * node.options.get("beta", 1.0)
-    if bias is not None and bias.numel() not in (1, len(weight)):
+    if bias is not None and tuple(bias.shape) not in _shifts(len(weight)):
         raise NotFoldable("What it adds is not one number a channel.")
     if bias is not None:
         bias = bias.reshape(-1).expand(len(weight)).clone()
     return _linear(weight, bias)
+
+
+def _shifts(channels: int) -> set[tuple[int, ...]]:
+    """Give the shapes that are broadcast along the batch, and to it alone."""
+    return {(), (1,), (1, 1), (channels,), (1, channels)}
 
 
 @translates("MatMul")

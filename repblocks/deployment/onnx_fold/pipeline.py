@@ -12,10 +12,14 @@ import onnx
 from torch import Tensor, nn
 
 from repblocks.deployment.artifact import REPORT_FILE, check_output, staged, write_json
+from repblocks.deployment.formats import get_format
+from repblocks.deployment.layer_errors import LayerError, compare_layers
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
-from repblocks.deployment.manifest import MANIFEST_FILE, describe_files
+from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
 from repblocks.deployment.onnx_fold.emitting import emit
 from repblocks.deployment.onnx_fold.inputs import Shapes, Spec, examples, specs_of
+from repblocks.deployment.onnx_fold.modules import NODE
+from repblocks.deployment.onnx_fold.page import render_onnx_page
 from repblocks.deployment.onnx_fold.proving import Proof, prove
 from repblocks.deployment.onnx_fold.reading import read_model
 from repblocks.deployment.onnx_fold.report import OnnxReport, Size
@@ -59,6 +63,8 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         names = source.translation.inputs
         after = open_file(folder / FILE, source.example, names)
         proofs, fold = tuple(_proofs(source, after)), _report(folded)
+        write_json(folder / CONFIG_FILE, _config(source.translation.model))
+        original = source.translation.module
         report = OnnxReport(
             Path(path).name,
             source.runtime.name,
@@ -68,13 +74,16 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
             tuple(source.translation.kept),
             proofs,
             {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+            {name: (folder / name).stat().st_size for name in files_in(folder)},
+            tuple(_layers(source, folded)),
         )
         _check_cost(report)
         write_json(folder / REPORT_FILE, report.to_dict())
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-        write_json(folder / CONFIG_FILE, _config(source.translation.model))
-        manifest = {**describe_files(folder, ()), "format_version": FORMAT_VERSION}
-        write_json(folder / MANIFEST_FILE, {**manifest, "versions": report.versions})
+        page = render_onnx_page(report, original, folded, source.example)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+        about = {"format_version": FORMAT_VERSION, "versions": dict(report.versions)}
+        write_json(folder / MANIFEST_FILE, describe_files(folder, [get_format("onnx")], **about))
     return report
 
 
@@ -146,6 +155,14 @@ def _proofs(source: _Source, folded: Runtime) -> Iterator[Proof]:
         except Exception:  # noqa: BLE001 # ONNX Runtime has classes of its own
             continue
         yield prove(source.translation, source.runtime, folded, inputs)
+
+
+def _layers(source: _Source, folded: nn.Module) -> Iterator[LayerError]:
+    """Compare what each node gives with what it gave, and name the operators as ONNX does."""
+    module, nodes = source.translation.module, source.translation.model.graph.node
+    for one in compare_layers(module, folded, *source.example):
+        place = getattr(module.get_submodule(one.path), NODE, None)
+        yield one if place is None else replace(one, kind=nodes[place].op_type)
 
 
 def _report(folded: nn.Module) -> FoldReport:

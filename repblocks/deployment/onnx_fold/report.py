@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx
 from rich.table import Table
 
+from repblocks.deployment.layer_errors import LayerError
 from repblocks.deployment.onnx_fold.proving import Proof
 from repblocks.deployment.onnx_fold.translating import Kept
+from repblocks.deployment.report import LAYER_HEADER, layer_rows, markdown_table, size_rows
 from repblocks.folding.fold_report import FoldReport
-
-_PROOF = (
-    "Difference from a float64 run of the original graph, RMS relative to the part of the output "
-    "that depends on the input:"
-)
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class OnnxReport:
         kept: Layers that were not looked into, with the reason.
         proofs: Both files on each input.
         versions: Of the packages that made it.
+        sizes: Bytes of each written file.
+        layers: How far each layer is from a float64 run of the original graph.
     """
 
     source: str
@@ -71,6 +70,14 @@ class OnnxReport:
     kept: tuple[Kept, ...]
     proofs: tuple[Proof, ...]
     versions: Mapping[str, str]
+    sizes: Mapping[str, int]
+    layers: tuple[LayerError, ...]
+
+    #: What the differences of :meth:`proof_rows` are.
+    proof: ClassVar[str] = (
+        "Difference from a float64 run of the original graph, RMS relative to the part of the "
+        "output that depends on the input:"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain Python values."""
@@ -78,14 +85,16 @@ class OnnxReport:
 
     def to_markdown(self) -> str:
         """Give the report as a page of Markdown."""
-        kept = [(one.name, one.op_type, one.reason) for one in self.kept]
+        kept, layers = self.kept_rows(), layer_rows(self.layers)
         sections = [
             f"# {self.source}",
-            _markdown(("", "original", "folded"), self._rows()),
-            f"Both files were run in {self.runtime}. {_PROOF}",
-            _markdown(("input", "original", "folded", "allowed"), self._proof_rows()),
-            _markdown(("kept as it is", "operator", "reason"), kept) if kept else "",
+            markdown_table(("", "original", "folded"), self.cost_rows()),
+            f"{self.verdict()} {self.proof}",
+            markdown_table(PROOF_HEADER, self.proof_rows()),
+            markdown_table(KEPT_HEADER, kept) if kept else "",
             self.fold.to_markdown(),
+            f"{_LAYERS}\n\n{markdown_table(LAYER_HEADER, layers)}" if layers else "",
+            markdown_table(("file", "size"), size_rows(self.sizes)),
             f"Written with {', '.join(f'{k} {v}' for k, v in self.versions.items())}.",
         ]
         return "\n\n".join(filter(None, sections)) + "\n"
@@ -93,15 +102,24 @@ class OnnxReport:
     def to_table(self) -> Table:
         """Give the report as a table for the terminal."""
         table = Table("", "original", "folded", title=self.source)
-        table.caption = f"Both files were run in {self.runtime}."
-        for row in self._rows():
+        table.caption = self.verdict()
+        for row in self.cost_rows():
             table.add_row(*row)
         table.add_section()
-        for shapes, before, after, allowed in self._proof_rows():
+        for shapes, before, after, allowed in self.proof_rows():
             table.add_row(f"difference at {shapes}", before, f"{after} (allowed {allowed})")
         return table
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def verdict(self) -> str:
+        """Say what ran the files."""
+        return f"Both files were run in {self.runtime}."
+
+    def kept_rows(self) -> list[tuple[str, ...]]:
+        """Give each layer that was not looked into, under :data:`KEPT_HEADER`."""
+        return [(one.name, one.op_type, one.reason) for one in self.kept]
+
+    def cost_rows(self) -> list[tuple[str, ...]]:
+        """Give each cost before and after."""
         before, after = self.before, self.after
         changed = sorted(
             kind
@@ -115,7 +133,8 @@ class OnnxReport:
             ("values of initializers", f"{before.parameters:,}", f"{after.parameters:,}"),
         ]
 
-    def _proof_rows(self) -> list[tuple[str, ...]]:
+    def proof_rows(self) -> list[tuple[str, ...]]:
+        """Give each input with the differences, under :data:`PROOF_HEADER`."""
         return [
             (
                 ", ".join("x".join(map(str, shape)) for shape in one.shapes),
@@ -127,7 +146,6 @@ class OnnxReport:
         ]
 
 
-def _markdown(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Give a Markdown table."""
-    rule = ("---",) * len(header)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+PROOF_HEADER = ("input", "original", "folded", "allowed")
+KEPT_HEADER = ("kept as it is", "operator", "reason")
+_LAYERS = "Error of each layer's output against float64, RMS relative to that output:"

@@ -44,6 +44,22 @@ def is_idle(module: nn.Module) -> bool:
     return name in _IDLE_MODULES or name.startswith(("Dropout", "AlphaDropout"))
 
 
+def describe_layer(module: nn.Module, num_read: int) -> About | None:
+    """Name a layer, or the function that it calls, as a node of an ONNX graph does.
+
+    Args:
+        module: The layer.
+        num_read: How many activations it reads.
+
+    Returns:
+        None if it changes no value.
+    """
+    function = getattr(module, "function", None)
+    if function is not None:
+        return describe_function(getattr(function, "__name__", type(module).__name__), num_read)
+    return None if is_idle(module) else describe_module(module)
+
+
 def describe_module(module: nn.Module) -> About:
     """Name a layer."""
     name = type(module).__name__

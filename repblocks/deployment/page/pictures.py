@@ -36,9 +36,9 @@ class Recorded:
     steps: Sequence[Step]
 
     @classmethod
-    def of(cls, model: nn.Module, images: Tensor) -> Recorded:
+    def of(cls, model: nn.Module, *inputs: Tensor) -> Recorded:
         """Run a network in evaluation mode once."""
-        return cls(model, record(model, images))
+        return cls(model, record(model, *inputs))
 
 
 def networks(before: Recorded, after: Recorded) -> str:

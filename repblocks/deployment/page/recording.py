@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from repblocks.blocks import set_execution
-from repblocks.deployment.page.naming import describe_function, describe_module, is_idle
+from repblocks.deployment.page.naming import describe_function, describe_layer
 from repblocks.folding.recording import view_of
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -48,32 +48,34 @@ class Step:
     is_layer: bool
 
 
-def record(model: nn.Module, images: Tensor) -> list[Step]:
+def record(model: nn.Module, *inputs: Tensor) -> list[Step]:
     """Run a network once, block by block as it is written, and give its steps in order.
 
     Args:
         model: In evaluation mode; it stays as it is.
-        images: ``(N, C, H, W)``.
+        inputs: Of the network, as ``(N, C, H, W)`` images.
     """
     twin = view_of(model)
     set_execution(twin, "branchwise")
-    recorder = _Recorder(images)
+    recorder = _Recorder(inputs)
     for path, module in twin.named_modules():
         module.register_forward_pre_hook(recorder.entering(path, module))
         module.register_forward_hook(recorder.leaving(path, module), with_kwargs=True)
     with torch.no_grad(), recorder:
-        twin(images)
+        twin(*inputs)
     return _joined(recorder.steps)
 
 
 class _Recorder(TorchFunctionMode):
     """Follows each tensor from the step that made it to those that read it."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._makers: dict[int, int] = {id(images): OUTSIDE}
-        self._alive: list[Tensor] = [images]  # or another tensor might get the same identity
+        self._alive = list(inputs)
+        self._makers = {
+            id(one): OUTSIDE for one in self._alive
+        }  # alive, or another tensor might get the same identity
         self._paths = [""]
         self._layers = 0
 
@@ -93,7 +95,8 @@ class _Recorder(TorchFunctionMode):
             self._paths.pop()
             self._layers -= _is_layer(module)
             if not self._layers and _is_layer(module):
-                about = None if is_idle(module) else describe_module(module)
+                read = {id(t) for t in _tensors((args, named)) if id(t) in self._makers}
+                about = describe_layer(module, len(read))
                 self._add(path, about, (args, named), output, is_layer=True)
 
         return leave

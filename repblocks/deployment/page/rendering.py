@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from itertools import groupby
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from repblocks.deployment.layer_errors import LayerError
 from repblocks.deployment.page import pictures
 from repblocks.deployment.page.charts import bars, log_plot
 from repblocks.deployment.page.svg import paragraph, section, table, tag
@@ -19,7 +20,12 @@ from repblocks.deployment.quantization.report import (
     QUANTIZED_HEADER,
     QuantizationReport,
 )
-from repblocks.deployment.report import LAYER_HEADER, DeploymentReport
+from repblocks.deployment.report import LAYER_HEADER, DeploymentReport, layer_rows, mark_of
+from repblocks.folding.fold_report import FoldReport
+from repblocks.folding.switch import FoldedBlock
+
+#: How bars are drawn, by their mark; others have it in their label.
+_KINDS = {"fastest": "best", "another function": "wrong"}
 
 
 def render_page(
@@ -38,34 +44,54 @@ def render_page(
     before = pictures.Recorded.of(training_form, images)
     after = pictures.Recorded.of(folded, images)
     sections = [
-        section(
-            "network",
-            "The network before and after",
-            pictures.legend(),
-            pictures.networks(before, after),
-        ),
-        section(
-            "block",
-            "One block, opened",
-            pictures.opened(before, after, report.blocks, report.fold),
-        ),
+        *drawn(before, after, report.blocks, report.fold),
         section("proof", "Is it the same function?", *_proof(report)),
-        section("folded", "What was folded, and what was left", *_folded(report)),
+        section("folded", FOLDED, *_folded(report)),
         section("quantization", "In 8 bits", *_quantized(report.quantization)),
         section("latency", "Latency", *_latency(report.measured)),
-        section("files", "Files", *_files(report)),
+        section("files", "Files", *written(report.file_rows(), report.versions)),
     ]
+    return page(report.title, paragraph(report.verdict()) + cards(_cards(report)), sections)
+
+
+#: The heading of what was folded.
+FOLDED = "What was folded, and what was left"
+
+
+def page(title: str, summary: str, sections: Sequence[str]) -> str:
+    """Put sections, of which some may be empty, and the markup above them into the page."""
     template = files("repblocks.deployment.page").joinpath("page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        title=escape(report.title),
-        summary=paragraph(report.verdict()) + _cards(report),
-        body="\n".join(filter(None, sections)),
-    )
+    body = "\n".join(filter(None, sections))
+    return Template(template).substitute(title=escape(title), summary=summary, body=body)
 
 
-def _cards(report: DeploymentReport) -> str:
+def drawn(
+    before: pictures.Recorded,
+    after: pictures.Recorded,
+    blocks: Sequence[FoldedBlock],
+    fold: FoldReport | None,
+) -> list[str]:
+    """Write the sections of the pictures."""
+    networks = pictures.networks(before, after)
+    opened = pictures.opened(before, after, blocks, fold)
+    return [
+        section("network", "The network before and after", pictures.legend(), networks),
+        section("block", "One block, opened", opened),
+    ]
+
+
+def cards(entries: Sequence[tuple[str, str, str]]) -> str:
+    """Write numbers, each with its name and what it was."""
+    items = [
+        tag("div", tag("dt", name) + tag("dd", value + tag("small", beside)))
+        for name, value, beside in entries
+    ]
+    return tag("dl", "".join(items), class_="cards")
+
+
+def _cards(report: DeploymentReport) -> list[tuple[str, str, str]]:
     before, after, found = report.training_form, report.deployed_form, report.agreement
-    cards = [
+    entries = [
         ("parameters", f"{after.parameters:,}", f"before: {before.parameters:,}"),
         ("multiply-adds", f"{after.macs:,}", f"before: {before.macs:,}"),
         ("convolutions", f"{after.convolutions}", f"before: {before.convolutions}"),
@@ -76,15 +102,11 @@ def _cards(report: DeploymentReport) -> str:
         ),
     ]
     if found is not None:
-        cards[:0] = [
+        entries[:0] = [
             ("top-1", f"{found.deployed_top1:.2%}", f"before: {found.training_top1:.2%}"),
             ("top-5", f"{found.deployed_top5:.2%}", f"before: {found.training_top5:.2%}"),
         ]
-    items = [
-        tag("div", tag("dt", name) + tag("dd", value + tag("small", beside)))
-        for name, value, beside in cards
-    ]
-    return tag("dl", "".join(items), class_="cards")
+    return entries
 
 
 def _proof(report: DeploymentReport) -> list[str]:
@@ -92,13 +114,13 @@ def _proof(report: DeploymentReport) -> list[str]:
         paragraph(report.proof),
         table(("form", "difference", "allowed"), report.proof_rows()),
     ]
-    if report.layers:
-        parts += [tag("h3", "Layer by layer"), _layer_plot(report)]
-    return parts
+    return [*parts, *layer_by_layer(report.layers)]
 
 
-def _layer_plot(report: DeploymentReport) -> str:
-    layers = report.layers
+def layer_by_layer(layers: Sequence[LayerError]) -> list[str]:
+    """Write the plot of the errors of layers, and their table."""
+    if not layers:
+        return []
     words = (
         "RMS difference of each layer's output from a float64 run of the training form, relative "
         "to that output, from the first layer to the last. Both forms round as they run; the "
@@ -112,9 +134,10 @@ def _layer_plot(report: DeploymentReport) -> str:
             ("deployed form", "deployed", [layer.rms_rel for layer in layers]),
         ],
     )
-    numbers = table(LAYER_HEADER, report.layer_rows(), numbers_from=2)
+    numbers = table(LAYER_HEADER, layer_rows(layers), numbers_from=2)
     summary = tag("summary", f"{len(layers)} layers in numbers")
-    return paragraph(words) + plot + tag("details", summary + numbers)
+    details = tag("details", summary + numbers)
+    return [tag("h3", "Layer by layer"), paragraph(words), plot, details]
 
 
 def _folded(report: DeploymentReport) -> list[str]:
@@ -123,7 +146,13 @@ def _folded(report: DeploymentReport) -> list[str]:
         parts.append(
             table(("block", "kind", "parameters", "after"), report.block_rows(), numbers_from=2)
         )
-    for title, header, rows in report.fold.tables() if report.fold else ():
+    return [*parts, *regions(report.fold)]
+
+
+def regions(fold: FoldReport | None) -> list[str]:
+    """Write the tables of what a fold of the whole network did."""
+    parts = []
+    for title, header, rows in fold.tables() if fold else ():
         parts.append(tag("h3", f"{title} ({len(rows)})"))
         parts.append(
             table(header, rows, numbers_from=len(header)) if rows else paragraph("Nothing.")
@@ -162,21 +191,21 @@ def _latency(measured: Mapping[str, Any]) -> list[str]:
     charts = [
         _bars(
             *setting,
-            [
-                (f"{t['form']}, {t['runtime']}", t["median_ms"], t["p90_ms"], _mark(t))
-                for t in timings
-            ],
+            [(_label(t), t["median_ms"], t["p90_ms"], _KINDS.get(mark_of(t), "")) for t in timings],
         )
         for setting, timings in settings
     ]
-    words = "The fastest form of each setting that is the same function is green."
+    words = (
+        "The fastest form of each setting that is the same function is green; one in 8 bits only "
+        "if its accuracy was accepted."
+    )
     return [paragraph(words), *charts, *map(paragraph, found["notes"])]
 
 
-def _mark(timing: Mapping[str, Any]) -> str:
-    if timing["fastest"]:
-        return "best"
-    return "" if timing["verified"] else "wrong"
+def _label(timing: Mapping[str, Any]) -> str:
+    mark = mark_of(timing)
+    shown = "" if mark in ("", *_KINDS) else f" ({mark})"
+    return f"{timing['form']}, {timing['runtime']}{shown}"
 
 
 def _bars(threads: int, batch: int, timings: Sequence[tuple[str, float, float | None, str]]) -> str:
@@ -193,6 +222,7 @@ def _bars(threads: int, batch: int, timings: Sequence[tuple[str, float, float | 
     return tag("h3", f"{count}, {images}") + bars(("form", "median", "p90", ""), rows)
 
 
-def _files(report: DeploymentReport) -> list[str]:
-    versions = ", ".join(f"{package} {number}" for package, number in report.versions.items())
-    return [table(("file", "size"), report.file_rows()), paragraph(f"Written with {versions}.")]
+def written(files: Iterable[Sequence[str]], versions: Mapping[str, str]) -> list[str]:
+    """Write the table of the files, and which packages wrote them."""
+    packages = ", ".join(f"{package} {number}" for package, number in versions.items())
+    return [table(("file", "size"), files), paragraph(f"Written with {packages}.")]

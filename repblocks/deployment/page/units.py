@@ -96,7 +96,8 @@ def _count(forms: Sequence[object], period: int) -> int:
 
 def part_of(model: nn.Module, path: str, steps: Sequence[Step]) -> Unit | None:
     """Give what ran in one module, if something did."""
-    numbers = [n for n, step in enumerate(steps) if f"{step.path}.".startswith(f"{path}.")]
+    inside = f"{path}." if path else ""
+    numbers = [n for n, step in enumerate(steps) if f"{step.path}.".startswith(inside)]
     return _unit(model, path, numbers, steps) if numbers else None
 
 

@@ -24,6 +24,8 @@ class QuantizationConfig:
             16, which overflows with full weights; elsewhere ``False`` is a little more accurate.
         largest_drop: Points of top-1 that a quantized form may lose, or None for any number.
         report_images: On how many of the images the error of each layer is measured.
+        auto: ``export=auto`` may choose a quantized form, if that loses no more than
+            ``largest_drop``; otherwise it times them, and leaves them out.
 
     Raises:
         ConfigurationError: if a value is out of range.
@@ -36,6 +38,7 @@ class QuantizationConfig:
     half_range: bool = True
     largest_drop: float | None = 0.5
     report_images: int = 32
+    auto: bool = False
 
     def __post_init__(self) -> None:
         wrong = [
