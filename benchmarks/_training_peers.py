@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models import byobnet, fastvit
+from timm.models import byobnet, fastvit, repvit
 from torch import nn
 
 from repblocks.blocks import ConvBlock
@@ -23,7 +23,7 @@ class Peer:
     Args:
         name: Where it is from.
         build: Makes it for channels, kernel size and whether it is depthwise.
-        branches: The name of each of its branches, by ours.
+        branches: The name of each of its branches, by ours; none if all weights have our order.
     """
 
     name: str
@@ -53,6 +53,7 @@ PEERS: dict[str, list[Peer]] = {
         ),
     ],
     "repvgg": [Peer("timm byobnet", lambda c, k, _: byobnet.RepVggBlock(c, c, k), _REPVGG)],
+    "repvgg_dw": [Peer("timm RepViT", lambda c, k, _: repvit.RepVggDw(c, k), {})],
 }
 
 
@@ -76,10 +77,10 @@ def peers_of(block: ConvBlock, name: str) -> dict[str, nn.Module]:
 
 def _copy_weights(block: ConvBlock, twin: nn.Module, names: Mapping[str, str]) -> None:
     known = dict(twin.named_modules())
-    branches: Any = block.branches
+    branches: Any = block.branches if names else {"": block.branches}
     for own, branch in branches.items():
         digits = own.strip("abcdefghijklmnopqrstuvwxyz") if own.startswith("kxk") else ""
-        theirs = names.get(own) or names["kxk{i}"].format(i=digits)
+        theirs = names.get(own) or names.get("kxk{i}", "").format(i=digits)
         weights = [*branch.parameters()]
         for parameter, weight in zip(known[theirs].parameters(), weights, strict=True):
             parameter.data.copy_(weight.data)

@@ -56,6 +56,7 @@ BLOCKS: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
     ("repvgg", 16, 128, 28, 3, {}),
     ("dbb", 16, 64, 56, 3, {}),
     ("dbb", 16, 128, 28, 3, {}),
+    ("repvgg_dw", 32, 192, 28, 3, {"groups": 192, "activation": None}),
 ]
 #: Inputs for which the price of merging itself shows.
 SWEEP: list[tuple[str, int, int, int, int, dict[str, Any]]] = [
