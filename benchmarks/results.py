@@ -8,8 +8,9 @@ and an epoch is ``--share`` of the training images, so that a run is a minute or
 and folds as any run does. Runs that are in ``--output`` already are not made again.
 
 Then each block is measured in one process, in turn with the plain one: the training step and the
-bytes that it keeps in each execution, and the latency of one image in both forms. The table is
-printed, and written as JSON and PNG.
+bytes that it keeps in each execution, and the latency of one image in both forms; and the first
+seed's run is quantized for ONNX Runtime, by default settings. The table is printed, and written as
+JSON and PNG.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _interleaved import print_table, time_interleaved
+from int8 import measure as quantized
 from training_cost import kept_bytes, training_step
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
@@ -50,7 +52,7 @@ REPORT = Path("artifact", "report.json")
 HEADER = (
     *("block", "top-1 %", "± seeds", "against plain", "differing"),
     *("branchwise: step", "kept", "auto: step", "kept", "parameters", "folded"),
-    *("latency", "folded", "fold error"),
+    *("latency", "folded", "fold error", "INT8"),
 )
 
 
@@ -90,13 +92,17 @@ def report(output: Path, network: str, block: str, seed: int) -> dict[str, Any]:
 
 
 def accuracy(network: str, block: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Gather the runs of one block."""
+    """Gather the runs of one block, and quantize the first."""
     reports = [report(arguments.output, network, block, seed) for seed in arguments.seeds]
+    first = folder(arguments.output, network, block, arguments.seeds[0])
+    told = argparse.Namespace(data=str(arguments.data), images=512, formats=["onnx_int8"])
+    ((_, _, int8, _),) = quantized(first, {"default": {}}, told)
     top1 = [100 * report["agreement"]["deployed_top1"] for report in reports]
     return {
         "top1": top1,
         "mean": mean(top1),
         "spread": stdev(top1) if len(top1) > 1 else 0.0,
+        "int8": 100 * (int8.deployed_top1 - int8.training_top1),
         "differing": max(report["agreement"]["num_differing"] for report in reports),
         "fold_error": max(report["verification"]["rms_rel"] for report in reports),
         "parameters": reports[0]["training_form"]["parameters"],
@@ -145,7 +151,7 @@ def lines(found: Mapping[str, dict[str, Any]]) -> list[list[str]]:
             *(f"{row[key][form]:.2f}" for form in EXECUTIONS for key in ("step", "kept")),
             *(f"{row['parameters']:,}", f"{row['parameters_folded']:,}"),
             *(f"{taken:.2f} ms" for taken in row["latency_ms"].values()),
-            f"{row['fold_error']:.1e}",
+            *(f"{row['fold_error']:.1e}", f"{row['int8']:+.2f}"),
         ]
         for name, row in found.items()
     ]
