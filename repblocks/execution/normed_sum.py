@@ -31,6 +31,7 @@ from repblocks.execution.synchronising import process_group
 #: Channels, and parts of their moments, that a program takes at a time.
 _CHANNELS, _PARTS = 8, 256
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 Branch = tuple[list[nn.Module], BatchNorm]
@@ -46,7 +47,7 @@ def normed_sum(tree: nn.Module, x: Tensor, tail: nn.Module) -> Tensor | None:
 
     Returns:
         It, or None where there are no kernels, or a branch does not end in a BatchNorm that they
-        can do.
+        can do, of channels and a shape that all have.
 
     Raises:
         ConfigurationError: for a single value of each channel, which has no variance.
@@ -55,12 +56,13 @@ def normed_sum(tree: nn.Module, x: Tensor, tail: nn.Module) -> Tensor | None:
     if branches is None or not _serves([norm for _, norm in branches], x):
         return None
     images = [reduce(lambda value, step: step(value), steps, x) for steps, _ in branches]
-    return _run(images, [norm for _, norm in branches], tail)
+    norms = [norm for _, norm in branches]
+    return _run(images, norms, tail) if _fit(images, norms) else None
 
 
 def normed(norm: BatchNorm, x: Tensor, tail: nn.Module) -> Tensor:
     """Return ``tail(norm(x))``, in one pass where there are kernels."""
-    if _serves([norm], x):
+    if _serves([norm], x) and _fit([x], [norm]):
         return _run([x], [norm], tail)
     result: Tensor = tail(norm(x))
     return result
@@ -82,6 +84,12 @@ def _serves(norms: Sequence[BatchNorm], x: Tensor) -> bool:
     return is_usual and _kernels() is not None
 
 
+def _fit(images: Sequence[Tensor], norms: Sequence[BatchNorm]) -> bool:
+    """Tell whether images have one shape and the channels of norms; kernels would read on."""
+    channels = {norm.num_features for norm in norms}
+    return len({image.shape for image in images}) == 1 and channels == {images[0].shape[1]}
+
+
 def _run(images: Sequence[Tensor], norms: Sequence[BatchNorm], tail: nn.Module) -> Tensor:
     check_count(images[0].numel() // images[0].shape[1])
     is_rectified = _is_relu(tail)
@@ -95,7 +103,7 @@ def _run(images: Sequence[Tensor], norms: Sequence[BatchNorm], tail: nn.Module) 
 def _is_relu(tail: nn.Module) -> bool:
     """Tell whether a tail is a ReLU and nothing else."""
     parts = [part for part in tail.modules() if type(part) is not nn.Sequential]
-    has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in tail.modules())
+    has_hooks = any(getattr(part, kind) for part in tail.modules() for kind in _HOOKS)
     return [type(part) for part in parts] == [nn.ReLU] and not has_hooks
 
 

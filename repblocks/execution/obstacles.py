@@ -41,6 +41,8 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
         return "a transform of torch.func is at work"
     if len({*map(id, norms)}) < len(norms):
         return "two branches share a BatchNorm"
+    if any(len(m.kernel_size) != x.ndim - 2 for m in modules if isinstance(m, Conv)):
+        return "the input has another number of axes than a kernel"
     dtypes = {convolved_dtype(weight) for weight in _own_weights(modules)}
     if not dtypes <= {convolved_dtype(x)}:
         return "a weight has another dtype than the input"

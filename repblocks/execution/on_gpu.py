@@ -24,6 +24,8 @@ from repblocks.execution import triton_kernels
 _PROGRAMS = 1024
 #: Sums that a thread can hold.
 _PAIRS = 48
+#: Blocks that a launch can have on all axes but its first.
+_MOST_BLOCKS = 2**16 - 1
 #: Larger windows would need more registers than there are.
 _MOST_TAPS = 32
 
@@ -170,7 +172,7 @@ def _distances(r: int, s: int, device: torch.device) -> Tensor:
 
 def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
     is_small = prod(axis.size for axis in axes) <= _MOST_TAPS
-    if not is_small or x.ndim != 4 or not triton_kernels.suit(x):
+    if not is_small or x.ndim != 4 or len(x) > _MOST_BLOCKS or not triton_kernels.suit(x):
         return None
     return _kernels()
 
@@ -196,4 +198,7 @@ def _is_last(x: Tensor) -> bool:
 
 def _blocks(x: Tensor) -> tuple[int, int]:
     """Return channels and positions of one program."""
-    return (32, 16) if _is_last(x) else (1, 512)
+    block_c, block_p = (32, 16) if _is_last(x) else (1, 512)
+    while x.shape[2] * x.shape[3] > block_p * _MOST_BLOCKS:
+        block_p *= 2
+    return block_c, block_p

@@ -23,10 +23,15 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def suit(x: Tensor) -> bool:
-    """Tell whether the kernels take a tensor, if they can be built."""
+    """Tell whether the kernels take a tensor, if they can be built.
+
+    Triton launches on the device that is current, whatever its tensors are on.
+    """
     if x.device.type not in DEVICES or x.dtype not in _DTYPES or 0 in x.shape:
         return False
-    return not torch.compiler.is_compiling() and type(x) in (Tensor, Parameter)
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+        return False
+    return x.device.type != "cuda" or x.device.index == torch.cuda.current_device()
 
 
 @cache

@@ -23,7 +23,7 @@ def block(item, channels, positions, stride_n, stride_c, stride_p, BLOCK_C, BLOC
     start = item // blocks * stride_n + item % blocks * BLOCK_P * stride_p
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = tl.arange(0, BLOCK_P)
-    place = start + c[:, None] * stride_c + p[None, :] * stride_p
+    place = start + c[:, None].to(tl.int64) * stride_c + p[None, :] * stride_p
     exists = (c < channels)[:, None] & (item % blocks * BLOCK_P + p < positions)[None, :]
     return c, place, exists
 

@@ -5,10 +5,12 @@ The latter needs TRITON_INTERPRET=1, set before anything imports Triton.
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from execution_runs import Step, assert_same, block_of, distance, image, step
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import dispatch, normed_sum, on_gpu, triton_kernels
+from repblocks.execution import dispatch, normed_sum, on_gpu, triton_kernels, triton_moments
 from repblocks.execution.window_moments import Windows
 
 AXES = [
@@ -129,3 +131,49 @@ def test_normed_sums_run_where_nothing_is_merged(monkeypatch):
     monkeypatch.setattr(normed_sum, "_kernel", lambda name: found.append(name) or kernel_of(name))
     step_there(block_of("repvgg", 4, 4, 3), image(2, 4, 6, 7), "auto", "nhwc", torch.float32)
     assert found == ["statistics", "normed_sum", "gradient_sums", "gradients"]
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_of_an_activation_are_called(kind):
+    block, called = block_of("plain", 4, 4, 1).float().to(DEVICE), []
+    getattr(block.tail.act, f"register_{kind}_hook")(lambda *_: called.append(kind))
+    block(image(2, 4, 3, 3).float().to(DEVICE)).sum().backward()
+    assert called == [kind]
+
+
+def pad_less(block):
+    block.branches["skeleton0"].conv.padding = (0, 0)
+
+
+def norm_fewer(block):
+    for norm in block.branches.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.__init__(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "shape", "message"),
+    [
+        (lambda _: None, (4, 4, 5), "4D input"),
+        (pad_less, (2, 4, 5, 5), "must match the size"),
+        (norm_fewer, (2, 4, 5, 5), "running_mean should contain"),
+    ],
+    ids=["unbatched", "shapes", "channels"],
+)
+def test_torch_refuses_what_does_not_fit(change, shape, message):
+    block = block_of("acb", 4, 4, 3).float()
+    change(block)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        block.to(DEVICE)(torch.randn(shape, device=DEVICE))
+
+
+@triton.jit
+def _places(found, channels, stride_c, BLOCK_C: tl.constexpr):  # noqa: N803
+    _, place, _ = triton_moments.block(0, channels, 1, 0, stride_c, 1, BLOCK_C, 1)
+    tl.store(found + tl.arange(0, BLOCK_C)[:, None], place)
+
+
+def test_places_in_large_images_do_not_overflow():
+    found = torch.zeros(4, dtype=torch.int64, device=DEVICE)
+    _places[(1, 1)](found, 4, 2**30, 4)
+    assert found.tolist() == [channel * 2**30 for channel in range(4)]

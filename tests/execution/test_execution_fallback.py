@@ -98,6 +98,17 @@ def test_blocks_without_a_small_kernel_run_the_branches():
         step(block, x, "weight_space")
 
 
+def test_images_without_a_batch_are_left_to_the_branches():
+    block, x = block_of("mobileone", 8, 8, 1), image(8, 8, 9)
+    block.execution = "merged"
+    block(image(2, 8, 9, 9))
+    with (
+        pytest.warns(UserWarning, match="the input has another number of axes than a kernel"),
+        pytest.raises(ValueError, match="expected 4D input"),
+    ):
+        block(x)
+
+
 def test_every_known_block_merges_what_it_can(recwarn):
     for name, shape in [("repvgg", {}), ("dbb", {}), ("mobileone", {"groups": 8})]:
         step(block_of(name, 8, 8, 3, **shape), image(2, 8, 9, 9), "merged")

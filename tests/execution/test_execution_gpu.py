@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -109,6 +110,46 @@ def test_what_does_not_suit_them_is_left_to_torch(x, axes, monkeypatch):
     monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
     assert on_gpu.window_products(x, x[0], axes) is None
     assert on_gpu.window_gradient(x, x, x, x, axes) is None
+
+
+class Launches:
+    """Stands for a module of kernels, and keeps the grids that they are launched with."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getattr__(self, name):
+        return self
+
+    def __getitem__(self, grid):
+        self.grids.append(grid)
+        return lambda *_: None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_grids_for_large_images_can_be_launched(layout, stride, monkeypatch):
+    launches = Launches()
+    monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
+    monkeypatch.setattr(triton_kernels, "loaded", lambda _: launches)
+    axes = [Axis(3, stride, 1, 1)] * 2
+    x = torch.empty(1, 2, 2**13, 2**13, dtype=torch.bfloat16, memory_format=layout)  # untouched
+    on_gpu.window_products(x, x[0, :, 0, 0], axes)
+    on_gpu.window_gradient(x, torch.zeros(2, 9, 9), x[:0], x, axes)
+    assert len(launches.grids) >= 3
+    assert all(max(rest) < 2**16 for _, *rest in launches.grids)
+    many = torch.empty(2**16, 1, 4, 4)
+    assert not on_gpu.serves(many, axes)
+    assert on_gpu.serves(many[1:], axes)
+
+
+def test_kernels_run_on_the_current_device_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for index in (0, 1):
+        x = Mock(spec=torch.Tensor, device=torch.device("cuda", index), dtype=torch.float32)
+        x.shape = (1,)
+        monkeypatch.setattr(triton_kernels, "Tensor", type(x))
+        assert triton_kernels.suit(x) is bool(index)
 
 
 def test_auto_runs_the_branches_on_devices_that_were_never_measured():
