@@ -20,7 +20,7 @@ from repblocks.execution import obstacles
 from repblocks.execution.dense import run_dense
 from repblocks.execution.dense_reading import split_dense
 from repblocks.execution.merged import run_merged
-from repblocks.execution.normed_sum import normed, normed_sum
+from repblocks.execution.normed_sum import normed, normed_sum, tailed
 from repblocks.execution.profit import (
     dense_pays,
     may_pay,
@@ -61,17 +61,16 @@ def execute(
             a warning.
         tail: What is done with the sum, if anything.
     """
-    tail = nn.Identity() if tail is None else tail
     if execution == "auto" and branches.training:
         execution = _chosen(branches, x)
     if execution == "branchwise" or not branches.training:
-        return tail(branches(x))
+        return tailed(branches(x), tail)
     done, reason = _together(branches, x, execution, tail)
     if done is not None:
         return done
     if execution != "auto":
         warnings.warn(f"execution={execution} runs branchwise here: {reason}.", stacklevel=3)
-    return tail(branches(x))
+    return tailed(branches(x), tail)
 
 
 def _chosen(branches: nn.Module, x: Tensor) -> str:
@@ -90,7 +89,7 @@ def _chosen(branches: nn.Module, x: Tensor) -> str:
 
 
 def _together(
-    branches: nn.Module, x: Tensor, execution: str, tail: nn.Module
+    branches: nn.Module, x: Tensor, execution: str, tail: nn.Module | None
 ) -> tuple[Tensor | None, str | None]:
     """Return what the block gives without each branch, or None and the reason why not."""
     reason = obstacles.of(branches, x)
@@ -104,8 +103,10 @@ def _together(
     if done is None:
         return normed_sum(branches, x, tail) if in_one_pass else None, reason
     if inside is None:
-        return tail(done), None
-    return normed(norms[-1], done, tail) if in_one_pass else tail(norms[-1](done)), None
+        return tailed(done, tail), None
+    if in_one_pass:
+        return normed(norms[-1], done, tail), None
+    return tailed(norms[-1](done), tail), None
 
 
 def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:

@@ -37,13 +37,13 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 Branch = tuple[list[nn.Module], BatchNorm]
 
 
-def normed_sum(tree: nn.Module, x: Tensor, tail: nn.Module) -> Tensor | None:
+def normed_sum(tree: nn.Module, x: Tensor, tail: nn.Module | None) -> Tensor | None:
     """Map ``(N, C_in, *spatial)`` to the tail of the branches' sum, ``(N, C_out, *spatial)``.
 
     Args:
         tree: The branches.
         x: Their input.
-        tail: What is done with their sum; a ReLU takes no pass of its own.
+        tail: What is done with their sum, if anything; a ReLU takes no pass of its own.
 
     Returns:
         It, or None where there are no kernels, or a branch does not end in a BatchNorm that they
@@ -60,11 +60,16 @@ def normed_sum(tree: nn.Module, x: Tensor, tail: nn.Module) -> Tensor | None:
     return _run(images, norms, tail) if _fit(images, norms) else None
 
 
-def normed(norm: BatchNorm, x: Tensor, tail: nn.Module) -> Tensor:
+def normed(norm: BatchNorm, x: Tensor, tail: nn.Module | None) -> Tensor:
     """Return ``tail(norm(x))``, in one pass where there are kernels."""
     if _serves([norm], x) and _fit([x], [norm]):
         return _run([x], [norm], tail)
-    result: Tensor = tail(norm(x))
+    return tailed(norm(x), tail)
+
+
+def tailed(y: Tensor, tail: nn.Module | None) -> Tensor:
+    """Return ``tail(y)``, or what there is without one."""
+    result: Tensor = y if tail is None else tail(y)
     return result
 
 
@@ -90,18 +95,20 @@ def _fit(images: Sequence[Tensor], norms: Sequence[BatchNorm]) -> bool:
     return len({image.shape for image in images}) == 1 and channels == {images[0].shape[1]}
 
 
-def _run(images: Sequence[Tensor], norms: Sequence[BatchNorm], tail: nn.Module) -> Tensor:
+def _run(images: Sequence[Tensor], norms: Sequence[BatchNorm], tail: nn.Module | None) -> Tensor:
     check_count(images[0].numel() // images[0].shape[1])
     is_rectified = _is_relu(tail)
     weights = [norm.weight for norm in norms if norm.weight is not None]
     biases = [norm.bias for norm in norms if norm.bias is not None]
     given = (norms, is_rectified, len(images))
     result: Tensor = _Normed.apply(*given, *_alike(images), *weights, *biases)
-    return result if is_rectified else tail(result)
+    return result if is_rectified else tailed(result, tail)
 
 
-def _is_relu(tail: nn.Module) -> bool:
+def _is_relu(tail: nn.Module | None) -> bool:
     """Tell whether a tail is a ReLU and nothing else."""
+    if tail is None:
+        return False
     parts = [part for part in tail.modules() if type(part) is not nn.Sequential]
     has_hooks = any(getattr(part, kind) for part in tail.modules() for kind in _HOOKS)
     return [type(part) for part in parts] == [nn.ReLU] and not has_hooks
