@@ -27,8 +27,10 @@ _BRANCHES = 3
 #: Positions for each channel, from which two pointwise branches gain it; one never does.
 _FEW = 512
 #: The same for one or two beside others, where merging takes hardly more time and keeps less.
-_BESIDE = 32
+_BESIDE = {1: 256, 2: 32}
 _POINTWISE = 2**16
+#: Values of the input, below which arithmetic on small matrices costs more than dense kernels do.
+_WITH_DENSE = 3 * 2**17
 #: Positions for each number that a group of dense kernels reads.
 _DENSE = 8
 #: Positions for each channel that a kernel reads, from which composing kernels gains time.
@@ -73,6 +75,7 @@ def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool)
     if for_time and x.device.type in triton_kernels.DEVICES:
         return False
     is_large = reading.count(x) >= (_DENSE if for_time else _DENSE // 4) * read
+    is_large = is_large and not (for_time and x.numel() < _WITH_DENSE)
     return (is_large or is_shared) and reading.lags(x) is not None
 
 
@@ -100,9 +103,11 @@ def _pointwise_pays(parts: Split, x: Tensor, *, is_few: bool) -> bool:
     is_alone = not parts.others
     if is_few and ((is_alone and len(parts.merged) == 1) or _is_channels_last(x)):
         return False
+    if not is_alone and x.numel() < _WITH_DENSE:
+        return False
     # A product of matrices as large as the weights, for each branch, stands against the input.
     read = x.numel() // prod(axis.stride for axis in parts.axes)
-    least = (_FEW if is_alone else _BESIDE) if is_few else 2
+    least = (_FEW if is_alone else _BESIDE[len(parts.merged)]) if is_few else 2
     return read >= least * x.shape[1] ** 2
 
 

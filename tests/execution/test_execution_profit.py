@@ -47,6 +47,7 @@ def test_depthwise_branches_merge_by_layout(monkeypatch, size, layout, stride, e
         (32, (16, 32, 64, 64), True),
         (64, (16, 64, 32, 32), True),
         (64, (1, 64, 32, 32), False),  # 16 positions for each channel
+        (16, (64, 16, 14, 14), False),  # small: the price of merging itself
     ],
 )
 def test_two_merged_branches_beside_a_dense_one(monkeypatch, channels, shape, expected):
@@ -58,12 +59,23 @@ def test_two_depthwise_branches_run_one_by_one(monkeypatch):
     assert not is_merged(monkeypatch, "mobileone", 32, 3, (16, 32, 64, 64), **options)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(64, True), (32, False)])
+def test_one_merged_branch_beside_a_dense_one(monkeypatch, size, expected):
+    assert is_merged(monkeypatch, "repconv", 64, 3, (8, 64, size, size)) is expected
+
+
 @pytest.mark.parametrize(
-    ("shape", "expected"),
-    [((8, 32, 32, 32), True), ((1, 32, 32, 32), False)],  # the covariance of a window: 288²
+    ("channels", "shape", "expected"),
+    [
+        (32, (16, 32, 32, 32), True),
+        (128, (4, 128, 32, 32), False),  # the covariance of a window: 1152²
+        (16, (64, 16, 14, 14), False),
+    ],
 )
-def test_dense_branches_merge_where_there_are_many_positions(monkeypatch, shape, expected):
-    assert is_merged(monkeypatch, "dbb", 32, 3, shape) is expected
+def test_dense_branches_merge_where_there_are_many_positions(
+    monkeypatch, channels, shape, expected
+):
+    assert is_merged(monkeypatch, "dbb", channels, 3, shape) is expected
 
 
 @pytest.mark.parametrize(
