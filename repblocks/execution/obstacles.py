@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from repblocks.algebra.kernel import Conv
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.algebra.rules import has_rule
+from repblocks.branches import OnPatches
 from repblocks.execution.convolving import convolved_dtype
 from repblocks.execution.synchronising import process_group
 
@@ -41,12 +42,21 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
         return "a transform of torch.func is at work"
     if len({*map(id, norms)}) < len(norms):
         return "two branches share a BatchNorm"
-    if any(len(m.kernel_size) != x.ndim - 2 for m in modules if isinstance(m, Conv)):
+    if any(len(conv.kernel_size) != x.ndim - 2 for conv in _on_image(modules)):
         return "the input has another number of axes than a kernel"
     dtypes = {convolved_dtype(weight) for weight in _own_weights(modules)}
     if not dtypes <= {convolved_dtype(x)}:
         return "a weight has another dtype than the input"
     return None
+
+
+def _on_image(modules: Sequence[nn.Module]) -> Iterator[Conv]:
+    """Give the convolutions that read the input of the block itself, not patches of it."""
+    nodes = [node for node in modules if isinstance(node, OnPatches)]
+    inside = {id(module) for node in nodes for module in node.modules()}
+    for module in modules:
+        if isinstance(module, Conv) and id(module) not in inside:
+            yield module
 
 
 def _own_weights(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
