@@ -83,12 +83,16 @@ NETWORKS = [("mobileone_s0", 16, 160), ("repvgg_a0", 16, 128)]
 EXECUTIONS = ("branchwise", "merged", "auto")
 
 
+def mixed(x: Tensor) -> torch.autocast:
+    """Return autocast to the dtype of an input in bfloat16, which does nothing for others."""
+    return torch.autocast(x.device.type, x.dtype, enabled=x.dtype is torch.bfloat16)
+
+
 def training_step(model: nn.Module, x: Tensor) -> Callable[[], None]:
     """Return a function that runs a model forward and backward."""
-    mixed = torch.autocast(x.device.type, x.dtype, enabled=x.dtype is torch.bfloat16)
 
     def run() -> Tensor:
-        with mixed:
+        with mixed(x):
             y: Tensor = model(x.detach().requires_grad_())
         return y
 
@@ -121,8 +125,7 @@ def kept_bytes(model: nn.Module, x: Tensor) -> int:
         return saved
 
     x = x.detach().requires_grad_()
-    mixed = torch.autocast(x.device.type, x.dtype, enabled=x.dtype is torch.bfloat16)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), mixed:
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor), mixed(x):
         y = model(x)
     storages = [saved.tensor.untyped_storage() for saved in alive]
     kept = {storage.data_ptr(): storage.nbytes() for storage in storages}
@@ -262,10 +265,11 @@ def rows_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             x = x.to(arguments.device, dtype, memory_format=layout)
             wanted = arguments.columns
             models = {k: m for k, m in case.build().items() if not wanted or k in wanted}
-            torch.compiler.reset()
             for model in models.values():
                 model.to(x.device).to(memory_format=layout)
-                if arguments.compile:
+            if arguments.compile:
+                torch.compiler.reset()
+                for model in models.values():
                     model.compile()
             found[case.title] = measure(models, x, arguments.rounds, replay=arguments.replay)
             print(case.title, "done", flush=True)

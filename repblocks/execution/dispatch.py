@@ -98,7 +98,10 @@ def _together(
     norms = [module for module in branches.modules() if is_batch_norm(module)]
     is_frozen = not any(norm.training for norm in norms)
     inside = None if is_frozen else remembered(before_norm, branches, x.ndim - 2)
-    done, reason = _merged(branches if inside is None else inside, x, execution)
+    if inside is None:
+        done, reason = _merged(branches, x, norms, execution)
+    else:
+        done, reason = _merged(inside, x, norms[:-1], execution)
     in_one_pass = execution == "merged" or (execution == "auto" and one_pass_pays(x))
     if done is None:
         return normed_sum(branches, x, tail) if in_one_pass else None, reason
@@ -109,9 +112,10 @@ def _together(
     return tailed(norms[-1](done), tail), None
 
 
-def _merged(branches: nn.Module, x: Tensor, execution: str) -> tuple[Tensor | None, str | None]:
-    """Return the sum of branches as one convolution, or None and the reason why not."""
-    norms = [module for module in branches.modules() if is_batch_norm(module)]
+def _merged(
+    branches: nn.Module, x: Tensor, norms: Sequence[BatchNorm], execution: str
+) -> tuple[Tensor | None, str | None]:
+    """Return the sum of branches, whose norms these are, as one convolution, or why not."""
     if not any(norm.training for norm in norms):
         return _in_weight_space(branches, x, norms, execution)
     if execution in ("weight_space", ROUNDED):

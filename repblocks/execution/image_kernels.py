@@ -23,17 +23,17 @@ _PROGRAMS = 2048
 class Launch:
     """How the programs of a kernel share images, all of the layout of one.
 
-    ``geometry`` is what the kernels are told: channels, positions, strides and block sizes.
+    Kernels are told its ``geometry``, which is channels, positions and strides, and its ``blocks``.
     """
 
-    def __init__(self, like: Tensor, values: int = _VALUES) -> None:
+    def __init__(self, like: Tensor) -> None:
         images, channels, positions = len(like), like.shape[1], prod(like.shape[2:])
         strides = [like.stride(0), like.stride(1), 1]
-        block_c, block_p = 1, min(values, _power(positions))
+        block_c, block_p = 1, min(_VALUES, _power(positions))
         if like.stride(1) == 1 and channels > 1:  # the positions of all images lie in a row
             images, positions, strides = 1, images * positions, [0, 1, channels]
             block_c = min(_CHANNELS_LAST, _power(channels))
-            block_p = min(values // block_c, _power(positions))
+            block_p = min(_VALUES // block_c, _power(positions))
         self.programs = images * -(-positions // block_p)
         self.across = -(-channels // block_c)
         self.geometry = (channels, positions, *strides)

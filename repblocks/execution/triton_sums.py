@@ -21,14 +21,30 @@ from repblocks.execution.triton_moments import block, joint, of_channels
 
 
 @triton.jit
+def _normed(image, means, scales, b, c, channels, place, exists):
+    """Return the values of branch b less their means, times its scales."""
+    value = tl.load(image + place, mask=exists, other=0.0).to(tl.float32)
+    scale = of_channels(scales + b * channels, c, channels)
+    return scale * (value - of_channels(means + b * channels, c, channels))
+
+
+@triton.jit
 def _sum(images, means, factors, shift, c, channels, place, exists):
     """Return the sum of the normalised branches, shifted."""
     total = of_channels(shift, c, channels) + tl.zeros(place.shape, tl.float32)
     for b in tl.static_range(len(images)):
-        value = tl.load(images[b] + place, mask=exists, other=0.0).to(tl.float32)
-        factor = of_channels(factors + b * channels, c, channels)
-        total += factor * (value - of_channels(means + b * channels, c, channels))
+        total += _normed(images[b], means, factors, b, c, channels, place, exists)
     return total
+
+
+@triton.jit
+def _arrived(g, images, means, factors, shift, c, channels, place, exists, RECTIFIED: tl.constexpr):
+    """Return the gradient of the sum, from that of what follows it."""
+    own = tl.load(g + place, mask=exists, other=0.0).to(tl.float32)
+    if RECTIFIED:
+        total = _sum(images, means, factors, shift, c, channels, place, exists)
+        own = tl.where(total <= 0, 0.0, own)
+    return own
 
 
 @triton.jit
@@ -131,17 +147,12 @@ def gradient_sums(
     """
     geometry = (channels, positions, stride_n, stride_c, stride_p)
     c, place, exists = block(tl.program_id(0), *geometry, BLOCK_C, BLOCK_P)
-    own = tl.load(g + place, mask=exists, other=0.0).to(tl.float32)
-    if RECTIFIED:
-        total = _sum(images, means, factors, shift, c, channels, place, exists)
-        own = tl.where(total <= 0, 0.0, own)
+    own = _arrived(g, images, means, factors, shift, c, channels, place, exists, RECTIFIED)
     branches: tl.constexpr = len(images)
     target = parts + tl.program_id(0).to(tl.int64) * (branches + 1) * channels + c
     for b in tl.static_range(branches):
-        value = tl.load(images[b] + place, mask=exists, other=0.0).to(tl.float32)
-        mean = of_channels(means + b * channels, c, channels)
-        inverse = of_channels(inverses + b * channels, c, channels)
-        found = tl.sum(tl.where(exists, own * (value - mean) * inverse, 0.0), 1)
+        normed = _normed(images[b], means, inverses, b, c, channels, place, exists)
+        found = tl.sum(tl.where(exists, own * normed, 0.0), 1)
         tl.store(target + b * channels, found, mask=c < channels)
     tl.store(target + branches * channels, tl.sum(own, 1), mask=c < channels)
 
@@ -169,17 +180,11 @@ def gradients(
     """Write the gradients of all branches, from the sums ``(B + 1, C)`` over so many values."""
     geometry = (channels, positions, stride_n, stride_c, stride_p)
     c, place, exists = block(tl.program_id(0), *geometry, BLOCK_C, BLOCK_P)
-    own = tl.load(g + place, mask=exists, other=0.0).to(tl.float32)
-    if RECTIFIED:
-        total = _sum(images, means, factors, shift, c, channels, place, exists)
-        own = tl.where(total <= 0, 0.0, own)
+    own = _arrived(g, images, means, factors, shift, c, channels, place, exists, RECTIFIED)
     branches: tl.constexpr = len(images)
     own -= of_channels(sums + branches * channels, c, channels) / count
     for b in tl.static_range(branches):
-        value = tl.load(images[b] + place, mask=exists, other=0.0).to(tl.float32)
-        mean = of_channels(means + b * channels, c, channels)
-        inverse = of_channels(inverses + b * channels, c, channels)
-        normed = (value - mean) * inverse
+        normed = _normed(images[b], means, inverses, b, c, channels, place, exists)
         part = own - normed * (of_channels(sums + b * channels, c, channels) / count)
         part *= of_channels(factors + b * channels, c, channels)
         tl.store(of_images[b] + place, part.to(of_images[b].dtype.element_ty), mask=exists)

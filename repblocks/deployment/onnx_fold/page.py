@@ -11,6 +11,7 @@ from repblocks.deployment.page import pictures
 from repblocks.deployment.page.rendering import (
     FOLDED,
     cards,
+    difference,
     drawn,
     layer_by_layer,
     page,
@@ -58,11 +59,7 @@ def _cards(report: OnnxReport) -> list[tuple[str, str, str]]:
         ("nodes", f"{after.num_nodes:,}", f"before: {before.num_nodes:,}"),
         ("multiply-adds", f"{after.macs:,}", f"before: {before.macs:,}"),
         ("values of initializers", f"{after.parameters:,}", f"before: {before.parameters:,}"),
-        (
-            "difference",
-            f"{worst.folded.rms_rel:.1e}",
-            f"allowed: {worst.folded.tolerance:.1e}",
-        ),
+        difference(worst.folded),
     ]
 
 

@@ -72,10 +72,8 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.steps: list[Step] = []
-        self._alive = list(inputs)
-        self._makers = {
-            id(one): OUTSIDE for one in self._alive
-        }  # alive, or another tensor might get the same identity
+        self._alive = list(inputs)  # or another tensor might get the same identity
+        self._makers = {id(one): OUTSIDE for one in self._alive}
         self._paths = [""]
         self._layers = 0
 

@@ -22,6 +22,7 @@ from repblocks.deployment.quantization.report import (
 )
 from repblocks.deployment.report import LAYER_HEADER, DeploymentReport, layer_rows, mark_of
 from repblocks.folding.fold_report import FoldReport
+from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
 
 #: How bars are drawn, by their mark; others have it in their label.
@@ -89,17 +90,18 @@ def cards(entries: Sequence[tuple[str, str, str]]) -> str:
     return tag("dl", "".join(items), class_="cards")
 
 
+def difference(found: Comparison) -> tuple[str, str, str]:
+    """Give the number of a comparison, and what it may be."""
+    return "difference", f"{found.rms_rel:.1e}", f"allowed: {found.tolerance:.1e}"
+
+
 def _cards(report: DeploymentReport) -> list[tuple[str, str, str]]:
     before, after, found = report.training_form, report.deployed_form, report.agreement
     entries = [
         ("parameters", f"{after.parameters:,}", f"before: {before.parameters:,}"),
         ("multiply-adds", f"{after.macs:,}", f"before: {before.macs:,}"),
         ("convolutions", f"{after.convolutions}", f"before: {before.convolutions}"),
-        (
-            "difference",
-            f"{report.verification.rms_rel:.1e}",
-            f"allowed: {report.verification.tolerance:.1e}",
-        ),
+        difference(report.verification),
     ]
     if found is not None:
         entries[:0] = [
