@@ -34,6 +34,7 @@ from repblocks.errors import NotFoldable
 
 SCHEDULES = ("linear", "cosine")
 _POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_POOLS_TO = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
 
 
 class AnnealedReLU(nn.Module):
@@ -75,7 +76,11 @@ class VanillaBlock(StageBlock):
         out_channels: C_out; None for as many.
         hidden: Channels between the two convolutions; None for C_in.
         patch: Taps and stride of the first convolution; above 1 it is a stem.
+        stride: Its stride, where that is another.
+        padding: Zeros on each side of its input.
         pool: Taps and stride of a maximum between the convolutions and the series; 1 for none.
+        pool_to: Positions of each axis that are left by this maximum, whatever their number before
+            it; None for those of ``pool``.
         act_reach: Positions on each side that the series activation reads; 0 for the rectifier
             and its BatchNorm alone.
         schedule: How the slope follows the progress: ``"linear"`` or ``"cosine"``.
@@ -98,7 +103,10 @@ class VanillaBlock(StageBlock):
         out_channels: int | None = None,
         hidden: int | None = None,
         patch: int = 1,
+        stride: int | None = None,
+        padding: int = 0,
         pool: int = 1,
+        pool_to: int | None = None,
         act_reach: int = 3,
         schedule: str = "linear",
         activation: str = "relu",
@@ -115,12 +123,13 @@ class VanillaBlock(StageBlock):
         self.schedule = schedule
         hidden = dim if hidden is None else hidden
         out_channels = dim if out_channels is None else out_channels
-        first = ConvShape.create(dim, hidden, patch, patch, 0, ndim=ndim)
+        stride = patch if stride is None else stride
+        first = ConvShape.create(dim, hidden, patch, stride, padding, ndim=ndim)
         second = ConvShape.create(hidden, out_channels, 1, ndim=ndim)
         self.conv: nn.Module = Affine(
             dim, ndim, conv1=first.conv_norm(), act=AnnealedReLU(), conv2=second.conv_norm()
         )
-        self.pool = nn.Identity() if pool == 1 else _POOLS[ndim](pool)
+        self.pool = _pool(pool, pool_to, ndim)
         self.act = create_activation(activation)
         series = depthwise_block(
             "plain",
@@ -136,7 +145,7 @@ class VanillaBlock(StageBlock):
             norm.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (patch * pool))``."""
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (stride * pool))``."""
         y: Tensor = self.series(self.act(self.pool(self.conv(x))))
         return y
 
@@ -146,3 +155,11 @@ class VanillaBlock(StageBlock):
         for module in self.modules():
             if isinstance(module, AnnealedReLU):
                 module.slope.fill_(slope)
+
+
+def _pool(pool: int, pool_to: int | None, ndim: int) -> nn.Module:
+    """Return a maximum over some positions, or one that leaves some."""
+    if pool_to is not None:
+        check_count("pool_to", pool_to)
+        return _POOLS_TO[ndim](pool_to)
+    return nn.Identity() if pool == 1 else _POOLS[ndim](pool)

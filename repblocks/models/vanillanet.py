@@ -45,6 +45,8 @@ class VanillaNet(Network):
     Args:
         depths: Blocks of each stage; the first may have none.
         dims: Channels of each stage.
+        pool_to: Height and width that each stage after the first pools to, at any size of the
+            images, after a stem of stride 3; None for half of what it was.
         act_reach: Positions on each side that a series activation reads.
         schedule: How the annealed activations follow the training: ``"linear"`` or ``"cosine"``.
         block: A conv block by name for the depthwise places of the series; None for ``plain``.
@@ -64,6 +66,7 @@ class VanillaNet(Network):
         depths: Sequence[int],
         dims: Sequence[int] = (512, 1024, 2048, 4096),
         *,
+        pool_to: Sequence[int] | None = None,
         act_reach: int = 3,
         schedule: str = "linear",
         block: str | None = None,
@@ -75,6 +78,7 @@ class VanillaNet(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, dims=dims)
+        pools = _pools(pool_to, len(dims))
         size, chosen = Slot.create(block, block_options, "plain").of_stage(2 * act_reach + 1)
         if size % 2 == 0:
             raise ConfigurationError(f"kernel_size must be odd to keep the size, got {size}.")
@@ -84,15 +88,16 @@ class VanillaNet(Network):
         for i, (depth, dim) in enumerate(zip(depths, dims, strict=True)):
             blocks = []
             for j in range(depth):
-                pool = 2 if i > 0 and j == 0 else 1
-                blocks.append(vanilla(channels, out_channels=dim, pool=pool, **options))
+                pool = pools[i] if j == 0 else {}
+                blocks.append(vanilla(channels, out_channels=dim, **pool, **options))
                 channels = dim
             stages.append(nn.Sequential(*(blocks or [nn.Identity()])))
+        stem = {"patch": 4, "stride": 3, "padding": 1} if pool_to else {"patch": 4}
         super().__init__(
-            vanilla(in_chans, out_channels=dims[0], hidden=dims[0], patch=4, **options),
+            vanilla(in_chans, out_channels=dims[0], hidden=dims[0], **stem, **options),
             stages,
             dims,
-            doubled(4, len(dims)),
+            doubled(3 if pool_to else 4, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,
@@ -136,6 +141,18 @@ class VanillaNet(Network):
         return {**slopes, **state}
 
 
+def _pools(pool_to: Sequence[int] | None, stages: int) -> list[dict[str, int]]:
+    """Return the pooling with which each stage starts."""
+    if pool_to is None:
+        return [{}, *({"pool": 2} for _ in range(stages - 1))]
+    if len(pool_to) != stages - 1:
+        raise ConfigurationError(
+            f"pool_to must hold a size for each of the {stages - 1} stages after the first, got "
+            f"{list(pool_to)}."
+        )
+    return [{}, *({"pool_to": size} for size in pool_to)]
+
+
 def _with_one_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a state in which the two last layers and the norm between them are one."""
     names = [name for name in state if name.startswith(("cls1.", "cls2."))]
@@ -170,5 +187,6 @@ _DEPTHS = {5: (0, 1, 1, 1), 6: (0, 1, 1, 2), **{n: (1, 1, n - 6, 2) for n in ran
 
 VARIANTS: dict[str, dict[str, Any]] = {str(n): {"depths": row} for n, row in _DEPTHS.items()}
 VARIANTS["13_x1_5"] = {"depths": _DEPTHS[13], "dims": doubled(768)}
+VARIANTS["13_x1_5_ada_pool"] = {**VARIANTS["13_x1_5"], "pool_to": (38, 19, 10)}
 
 register_variants("vanillanet", VanillaNet, VARIANTS, first_convs=("stem.conv.conv1.conv",))

@@ -114,6 +114,14 @@ def test_vanilla_folds_at_the_end_of_the_annealing_only():
         anneal(block, 1.5)
 
 
+def test_vanilla_pools_to_a_size_whatever_the_stride():
+    block = ready("vanilla", patch=4, stride=3, padding=1, pool_to=2)
+    truth = block(image())
+    assert truth.shape[2:] == (2, 2)
+    block.switch_to_deploy()
+    assert relative_error(block(image()), truth) < EXACT
+
+
 def test_the_slope_of_vanilla_is_in_the_state_dict():
     block, twin = STAGE_BLOCKS["vanilla"](DIM), STAGE_BLOCKS["vanilla"](DIM)
     anneal(block, 0.25)

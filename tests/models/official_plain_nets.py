@@ -28,8 +28,8 @@ class Series(Merged):
         self.weight.data, self.bias = kernel.detach(), nn.Parameter(bias.detach())
 
 
-def conv_bias_norm(c_in, c_out, patch=1):
-    return nn.Conv2d(c_in, c_out, patch, patch), nn.BatchNorm2d(c_out, eps=1e-6)
+def conv_bias_norm(c_in, c_out, patch=1, stride=1, padding=0):
+    return nn.Conv2d(c_in, c_out, patch, stride, padding), nn.BatchNorm2d(c_out, eps=1e-6)
 
 
 def product(first, second):
@@ -40,7 +40,7 @@ def product(first, second):
     )
     w2 = w2.flatten(1)
     c_out, c_in, patch = len(w2), w1.shape[1], w1.shape[-1]
-    conv = nn.Conv2d(c_in, c_out, patch, patch).double()
+    conv = nn.Conv2d(c_in, c_out, patch, first[0].stride, first[0].padding).double()
     conv.weight.data = torch.einsum("oi,icjk->ocjk", w2, w1).detach()
     conv.bias.data = (w2 @ b1 + b2).detach()
     return conv
@@ -51,7 +51,9 @@ class VanillaBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(*conv_bias_norm(dim, dim))
         self.conv2 = nn.Sequential(*conv_bias_norm(dim, out))
-        self.pool, self.act = nn.MaxPool2d(pool), Series(out, reach)
+        to_size = pool > 2
+        self.pool = nn.AdaptiveMaxPool2d(pool) if to_size else nn.MaxPool2d(pool)
+        self.act = Series(out, reach)
 
     def forward(self, x):  # at the end of the annealing
         y = self.conv(x) if hasattr(self, "conv") else self.conv2(self.conv1(x))
@@ -65,7 +67,8 @@ class VanillaBlock(nn.Module):
 class VanillaNet(nn.Module):
     def __init__(self, dims, pools, reach):
         super().__init__()
-        self.stem1 = nn.Sequential(*conv_bias_norm(3, dims[0], 4))
+        stride, padding = (3, 1) if max(pools) > 2 else (4, 0)
+        self.stem1 = nn.Sequential(*conv_bias_norm(3, dims[0], 4, stride, padding))
         self.stem2 = nn.Sequential(*conv_bias_norm(dims[0], dims[0]), Series(dims[0], reach))
         self.stages = nn.ModuleList(
             VanillaBlock(dims[i], dims[i + 1], pool, reach) for i, pool in enumerate(pools)

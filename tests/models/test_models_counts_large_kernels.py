@@ -122,8 +122,8 @@ def test_unireplknet_counts_as_its_formula(variant, deployed):
     assert found == total(unireplknet(depths, width, third, deployed), 8 * width)
 
 
-def vanillanet(depth, deployed, c=512):
-    dims, size = (c, 2 * c, 4 * c, 8 * c), 56
+def vanillanet(depth, deployed, c=512, sizes=(56, 28, 14, 7)):
+    dims, size = (c, 2 * c, 4 * c, 8 * c), sizes[0]
 
     def layer(c_in, hidden, c_out, k, before, after):
         if deployed:
@@ -136,14 +136,13 @@ def vanillanet(depth, deployed, c=512):
     yield from layer(3, c, c, 4, size, size)
     for i, dim in enumerate(dims):
         blocks = (int(depth > 6), 1, max(1, depth - 6), 1 + int(depth > 5))[i]
-        for j in range(blocks):
-            after = size // 2 if i and j == 0 else size
-            yield from layer(c, c, dim, 1, size, after)
-            c, size = dim, after
+        for _ in range(blocks):
+            yield from layer(c, c, dim, 1, size, sizes[i])
+            c, size = dim, sizes[i]
 
 
 @pytest.mark.parametrize("deployed", [False, True])
-@pytest.mark.parametrize("variant", [*map(str, range(5, 14)), "13_x1_5"])
+@pytest.mark.parametrize("variant", [*map(str, range(5, 14)), "13_x1_5", "13_x1_5_ada_pool"])
 def test_vanillanet_counts_as_its_formula(variant, deployed):
     found = counts(f"vanillanet_{variant}", 224, deploy=deployed)
     assert found == vanillanet_total(variant, deployed)
@@ -152,7 +151,8 @@ def test_vanillanet_counts_as_its_formula(variant, deployed):
 def vanillanet_total(variant, deployed):
     depth, _, factor = variant.partition("_")
     width = 768 if factor else 512
-    return total(vanillanet(int(depth), deployed, width), 8 * width)
+    sizes = (75, 38, 19, 10) if factor.endswith("ada_pool") else (56, 28, 14, 7)
+    return total(vanillanet(int(depth), deployed, width, sizes), 8 * width)
 
 
 #: Millions of parameters, billions of multiply-adds, size of the image.
@@ -179,6 +179,7 @@ PUBLISHED = {
     "vanillanet_12": (54.3, 11.1, 224),
     "vanillanet_13": (58.6, 11.9, 224),
     "vanillanet_13_x1_5": (127.8, 26.5, 224),
+    "vanillanet_13_x1_5_ada_pool": (127.8, 48.9, 224),
 }
 
 

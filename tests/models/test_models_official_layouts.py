@@ -57,6 +57,10 @@ CASES = {
         lambda: plain.VanillaNet((6, 6, 12, 12, 12), (1, 2, 1, 2), 1),
         ours("vanillanet", depths=(1, 2, 1), dims=(6, 12, 12), act_reach=1),
     ),
+    "vanillanet that pools to sizes": (
+        lambda: plain.VanillaNet((6, 6, 12, 12), (1, 6, 4), 1),
+        ours("vanillanet", depths=(1, 1, 1), dims=(6, 12, 12), act_reach=1, pool_to=(6, 4)),
+    ),
     "ecbsr": (lambda: plain.ECBSR(1, 6, 2), enlarging(ECBSR, depth=1, width=6)),
     "span": (lambda: plain.SPAN(6, 2), enlarging(SPAN, width=6)),
 }
