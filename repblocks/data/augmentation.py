@@ -46,6 +46,8 @@ class Augmentation:
     crop_padding: int = 0
     # Crop a part with at least this share of the area and scale it up; replaces crop_padding.
     random_resized_crop: float | None = None
+    # Scale that part, and what RandAugment turns, bilinear or bicubic by chance.
+    random_interpolation: bool = False
     # Probability of mirroring left and right.
     horizontal_flip: float = 0.0
     # Rotate by up to this many degrees either way.
@@ -77,6 +79,8 @@ class Augmentation:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 yield f"{name} must be from {low} to {high}, got {value}"
+        if self.random_interpolation and self.random_resized_crop is None:
+            yield "random_interpolation needs random_resized_crop, got none"
         if self.rand_augment is not None and not _is_rand_augment(self.rand_augment):
             yield f"rand_augment must look like rand-m9-mstd0.5 or be null, got {self.rand_augment}"
         if self.random_erasing_mode not in _ERASING_MODES:
@@ -124,15 +128,13 @@ class Augmentation:
 
     def _geometry(self, preprocessing: Mapping[str, Any]) -> list[Any]:
         size = preprocessing["input_size"][-1]
-        interpolation = preprocessing["interpolation"]
-        mode = str_to_interp_mode(interpolation)
+        word = "random" if self.random_interpolation else preprocessing["interpolation"]
         steps: list[Any] = []
         if self.random_resized_crop is not None:
             scale = (self.random_resized_crop, 1.0)
-            steps.append(
-                RandomResizedCropAndInterpolation(size, scale, interpolation=interpolation)
-            )
+            steps.append(RandomResizedCropAndInterpolation(size, scale, interpolation=word))
         else:
+            mode = str_to_interp_mode(word)
             steps.append(transforms.Resize(floor(size / preprocessing["crop_pct"]), mode))
             steps.append(transforms.RandomCrop(size, padding=self.crop_padding or None))
         if self.horizontal_flip:
@@ -159,8 +161,9 @@ class Augmentation:
                 "translate_const": int(size * 0.45),
                 # PIL wants the colour that fills the corners of a grey image as a number.
                 "img_mean": mean if len(mean) > 1 else mean[0],
-                "interpolation": str_to_pil_interp(preprocessing["interpolation"]),
             }
+            if not self.random_interpolation:
+                hparams["interpolation"] = str_to_pil_interp(preprocessing["interpolation"])
             steps.append(rand_augment_transform(self.rand_augment, hparams))
         if self.color_jitter:
             steps.append(transforms.ColorJitter(*[self.color_jitter] * 3))

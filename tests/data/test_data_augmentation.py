@@ -14,6 +14,7 @@ from repblocks.errors import ConfigurationError
 ALONE = [
     {"crop_padding": 4},
     {"random_resized_crop": 0.2},
+    {"random_resized_crop": 0.2, "random_interpolation": True},
     {"horizontal_flip": 0.5},
     {"affine_degrees": 20},
     {"affine_translate": 0.2},
@@ -69,6 +70,15 @@ def test_training_and_evaluation_resize_as_they_are_told(image, word):
     assert {op.kwargs["resample"] for op in randomly.ops} == {Image.Resampling[word.upper()]}
 
 
+def test_random_interpolation_draws_from_both():
+    fields = {"random_resized_crop": 0.5, "rand_augment": "rand-m9-mstd0.5"}
+    transform = Augmentation(**fields, random_interpolation=True).build(preprocessing())
+    _, crop, randomly, *_ = transform.transforms
+    assert {mode.value for mode in crop.interpolation} == {"bilinear", "bicubic"}
+    both = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+    assert {op.kwargs["resample"] for op in randomly.ops} == {both}
+
+
 def test_flipping_alone_mirrors():
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     flipped = Augmentation(horizontal_flip=1.0).build(preprocessing(1))(Image.fromarray(pixels))
@@ -99,6 +109,10 @@ def test_cutout_is_a_square_of_the_mean():
     [
         ({"horizontal_flip": 1.5}, r"horizontal_flip must be from 0 to 1, got 1\.5"),
         ({"cutout": -1}, "cutout must be from 0 to 1024, got -1"),
+        (
+            {"random_interpolation": True},
+            "random_interpolation needs random_resized_crop, got none",
+        ),
         ({"crop_padding": -1}, r"crop_padding must be from 0 to 1024, got -1"),
         ({"random_resized_crop": 0.0}, r"random_resized_crop must be from 0\.01 to 1, got 0\.0"),
         ({"affine_degrees": 200, "affine_scale": 1.0}, r"180, got 200; affine_scale .* got 1\.0"),
