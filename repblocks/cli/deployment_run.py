@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -41,6 +42,7 @@ def deploy_run(path: Path, settings: DeployConfig) -> None:
         latency=settings.latency,
         model_options=None if shortcut is None else {"deploy_shortcut": shortcut},
         quantization=build_quantization(settings.quantization),
+        settings=asdict(settings),
     )
     console.print(report.to_table())
     console.print(f"Artifact: {output}")

@@ -70,7 +70,7 @@ def network_run(settings: DeployConfig) -> None:
             "model": folded.recipe,
             "preprocessing": _preprocessing(model, example),
             "class_names": None,
-            "run": {"config": asdict(settings)},
+            "deployment": asdict(settings),
         },
         example_input=example,
         formats=settings.formats,

@@ -49,6 +49,7 @@ def staged(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield folder
+        _share(folder)
         check_output(output)  # somebody may have put a file there in the meantime
         _replace(output, folder)
     except BaseException:
@@ -188,6 +189,13 @@ def _foreign(folder: Path) -> list[str]:
     """List the files that no deployment wrote."""
     known = listed_files(folder) or _USUAL
     return [name for name in files_in(folder) if name not in known]
+
+
+def _share(folder: Path) -> None:
+    """Let read what is in a folder who may read the folder: some libraries write for one user."""
+    mode = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def _replace(output: Path, folder: Path) -> None:

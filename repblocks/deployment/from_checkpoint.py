@@ -38,6 +38,7 @@ def deploy_checkpoint(
     onnx: OnnxOptions | None = None,
     quantization: QuantizationConfig | None = None,
     latency: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> DeploymentReport:
     """Deploy the evaluation weights of a checkpoint.
 
@@ -52,6 +53,7 @@ def deploy_checkpoint(
         onnx: What ``model.onnx`` is to take; by default normalised images of the network's size.
         quantization: How formats that quantize do it; they need ``data``.
         latency: Time each form in each runtime.
+        settings: Plain values that the manifest says of the deployment besides these.
 
     Raises:
         CheckpointError: if the file is no checkpoint, or does not fit the network it names.
@@ -81,6 +83,7 @@ def deploy_checkpoint(
             "preprocessing": checkpoint.preprocessing,
             "class_names": checkpoint.class_names,
             "run": _run_of(checkpoint),
+            "deployment": settings,
         },
         example_input=example,
         validation=validation,

@@ -20,6 +20,8 @@ from repblocks.folding.reference import Reference
 
 BATCH_SIZES = (1, 32)
 _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 5, 50, 20.0
+# Above this ratio of p90 to median a timing tells of other work on the machine.
+_UNSTEADY = 2.0
 
 Setting = tuple[int, int]
 
@@ -129,7 +131,22 @@ def measure_forms(
             for batch in batch_sizes:
                 images = _images(reference, batch)
                 timings += _timed(opened, threads, images, seconds, quantized or {})
+    notes += _unsteady(timings)
     return Latency(tuple(timings), tuple(dict.fromkeys(notes)))
+
+
+def _unsteady(timings: Sequence[Timing]) -> Iterator[str]:
+    """Say which timings are not to be relied on."""
+    ratios = {timing: timing.p90_ms / timing.median_ms for timing in timings if timing.median_ms}
+    found = [timing for timing, ratio in ratios.items() if ratio > _UNSTEADY]
+    if found:
+        worst = max(found, key=lambda timing: ratios[timing])
+        yield (
+            f"{len(found)} of {len(timings)} timings are unsteady: of {worst.form} in "
+            f"{worst.runtime} ({worst.threads} threads, batch {worst.batch}) one run in ten takes "
+            f"{ratios[worst]:.1f} times the median or more. Time again on a quiet machine before "
+            "relying on what is the fastest."
+        )
 
 
 def num_cores() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra import is_batch_norm
 from repblocks.deployment.accuracy import compare_predictions
 from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
 from repblocks.deployment.cost import count_cost, measure_latency
@@ -38,7 +39,7 @@ from repblocks.deployment.quantized_forms import (
     usable,
     write_quantized,
 )
-from repblocks.deployment.report import DeploymentReport
+from repblocks.deployment.report import DeploymentReport, Rows
 from repblocks.deployment.runtimes import all_contenders
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
@@ -80,8 +81,9 @@ def deploy(
         folded: The same network after folding.
         output: The artifact's folder; it appears whole or not at all.
         description: ``model`` (``{"name", "kwargs"}`` in timm's registry; leave it out for a
-            network that no name can rebuild), ``preprocessing`` and ``class_names``; ``run``,
-            plain values about where the network is from, goes into the manifest.
+            network that no name can rebuild), ``preprocessing`` and ``class_names``; ``run`` and
+            ``deployment``, plain values about where the network is from and what is done with it,
+            go into the manifest.
         example_input: ``(N, C, H, W)`` float32 images, normalised like the validation images.
         validation: Batches of images and class numbers, or None.
         formats: Names of the formats to write; ``auto`` writes the weights, and of the exact
@@ -144,8 +146,8 @@ def deploy(
             found = _time(before, export, [*chosen, *more], quantized)
             measured["latency"] = asdict(found)
             if AUTO in formats:
-                asked = {"onnx"} if options != OnnxOptions() else set()
-                names = {"safetensors", *formats, *asked, *found.fastest_forms()}
+                wanted = {"onnx"} if options != OnnxOptions() else set()
+                names = {"safetensors", *formats, *wanted, *found.fastest_forms()}
             chosen = _keep([*chosen, *more], names, folder)
             forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
@@ -154,6 +156,7 @@ def deploy(
             training_form=count_cost(before, example_input[:1], macs[0]),
             deployed_form=count_cost(after, example_input[:1], macs[1]),
             blocks=tuple(blocks),
+            left=_left(after, blocks),
             verification=verification,
             forms=forms,
             agreement=agreement,
@@ -170,7 +173,23 @@ def deploy(
         (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
         page = render_page(report, before, after, example_input[:1])
         (folder / "report.html").write_text(page, encoding="utf-8")
-        write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, report, description))
+        asked = {
+            "formats": list(formats),
+            "onnx_export": asdict(options),
+            "quantization": asdict(export.quantization),
+            "latency": latency,
+            **(description.get("deployment") or {}),
+        }
+        manifest = describe_files(
+            folder,
+            chosen,
+            format_version=FORMAT_VERSION,
+            versions=dict(report.versions),
+            git=code_state(),
+            run=description.get("run"),
+            deployment=asked,
+        )
+        write_json(folder / MANIFEST_FILE, manifest)
     return report
 
 
@@ -224,18 +243,13 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
     }
 
 
-def _manifest(
-    folder: Path,
-    formats: Sequence[Format],
-    report: DeploymentReport,
-    description: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Say what the files are, which code wrote them, and which run the network is from."""
-    return describe_files(
-        folder,
-        formats,
-        format_version=FORMAT_VERSION,
-        versions=dict(report.versions),
-        git=code_state(),
-        run=description.get("run"),
-    )
+def _left(after: nn.Module, blocks: Sequence[FoldedBlock]) -> Rows:
+    """Tell the layers with weights that no block holds, where blocks were folded."""
+    inside = tuple(f"{block.path}." for block in blocks)
+    left: Rows = []
+    for path, layer in after.named_modules():
+        own = [*layer.parameters(recurse=False)]
+        if blocks and own and not f"{path}.".startswith(inside):
+            why = "a norm that no block holds" if is_batch_norm(layer) else "it has no branches"
+            left.append((path or "(root)", type(layer).__name__, why))
+    return left

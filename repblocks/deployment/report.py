@@ -33,6 +33,7 @@ class DeploymentReport:
         training_form: Cost with branches.
         deployed_form: Cost after folding.
         blocks: What became of each block.
+        left: Path and kind of each layer with weights that is in no block, and why it stays.
         verification: The folded network against a float64 run of the training form.
         forms: The same for each written form, loaded from its file.
         agreement: Both forms on the validation images, or None.
@@ -50,6 +51,7 @@ class DeploymentReport:
     training_form: Cost
     deployed_form: Cost
     blocks: tuple[FoldedBlock, ...]
+    left: Rows
     verification: Verification
     forms: Mapping[str, Comparison]
     agreement: Agreement | None
@@ -75,7 +77,6 @@ class DeploymentReport:
     def to_markdown(self) -> str:
         """Give the report as a page of Markdown."""
         versions = ", ".join(f"{package} {number}" for package, number in self.versions.items())
-        blocks = self.block_rows()
         sections = [
             f"# {self.title}",
             markdown_table(("", "training form", "deployed form"), self._cost_rows()),
@@ -87,9 +88,8 @@ class DeploymentReport:
             self._latency_section(),
             *self._quantized_sections(),
             markdown_table(("file", "size"), self.file_rows()),
-            markdown_table(("block", "kind", "parameters", "after folding"), blocks)
-            if blocks
-            else "",
+            markdown_table(BLOCK_HEADER, self.block_rows()) if self.blocks else "",
+            markdown_table(LEFT_HEADER, self.left) if self.left else "",
             self.fold.to_markdown() if self.fold else "",
             f"Written with {versions}.",
         ]
@@ -209,6 +209,9 @@ class DeploymentReport:
         )
 
 
+#: The headers of :meth:`DeploymentReport.block_rows` and of what is left.
+BLOCK_HEADER = ("block", "kind", "parameters", "after folding")
+LEFT_HEADER = ("left", "kind", "because")
 #: The header of :meth:`DeploymentReport.latency_rows`.
 LATENCY_HEADER = ("threads", "batch", "form", "runtime", "median", "p90", "")
 #: The header of :func:`layer_rows`.

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from repblocks.blocks import Affine, ConvBlock
+from repblocks.blocks import Affine, ConvBlock, RepBlock
 from repblocks.errors import ConfigurationError
 from repblocks.expansion.modes import evaluating
 
@@ -54,7 +54,22 @@ def kernel_penalty(model: nn.Module) -> Tensor:
 
 
 def penalised_names(model: nn.Module) -> set[str]:
-    """Give the names of the parameters that the kernels of all blocks are made of."""
+    """Give the names of the parameters that the kernels of all blocks are made of.
+
+    Raises:
+        ConfigurationError: if a block is annealed, and so has no such kernel during training.
+    """
+    annealed = {
+        type(module).__name__
+        for module in model.modules()
+        if isinstance(module, RepBlock) and type(module).anneal is not RepBlock.anneal
+    }
+    if annealed:
+        raise ConfigurationError(
+            "kernel_decay needs the equivalent kernel of each block in each update, and "
+            f"{', '.join(sorted(annealed))} has one at the end of its annealing only. Set "
+            "kernel_decay=0 and optimizer.weight_decay."
+        )
     return {
         f"{path}.{name}".lstrip(".")
         for path, block in _outermost(model)

@@ -118,6 +118,20 @@ def test_the_fastest_that_is_right_is_marked_in_each_setting(
     ]
 
 
+def test_timings_on_a_busy_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "num_cores", lambda: 1)
+    times = {"0": [2.0] * 9 + [9.0], "1": [1.0] * 7 + [5.0] * 3}
+    monkeypatch.setattr(latency, "time_in_turn", lambda *_: times)
+    outputs = trained_net()(images())
+    opened = [
+        Contender(name, "here", lambda _: lambda _x: outputs) for name in ("steady", "pushed")
+    ]
+    found = measure_forms(opened, reference(), batch_sizes=(1,))
+    [note] = [note for note in found.notes if "unsteady" in note]
+    assert "1 of 2 timings are unsteady: of pushed in here (1 threads, batch 1)" in note
+    assert "5.0 times the median" in note
+
+
 def test_a_form_that_was_accepted_by_its_accuracy_may_be_the_fastest(clock: Clock) -> None:
     forms = [clock.contender("exact", 0.002), clock.contender("int8", 0.0, error=0.01)]
     for quantized, best in (({}, "exact"), ({"int8": False}, "exact"), ({"int8": True}, "int8")):

@@ -85,10 +85,19 @@ def test_the_programs_are_the_same(twice: list[Path]) -> None:
 def test_the_manifest_knows_the_run(twice: list[Path]) -> None:
     content = json.loads((twice[0] / "manifest.json").read_text("utf-8"))
     assert content["run"] == {"config": CONFIG, "versions": {}, "git_commit": "abc"}
+    deployment = content["deployment"]
+    assert deployment["formats"] == ["safetensors", "onnx", "pt2"]
+    assert deployment["quantization"]["largest_drop"] == 0.5
+    assert deployment["output"] == str(twice[0])
     first, second = map(read_manifest, twice)
     assert {name for name in first if first[name] != second[name]} <= {
         *("report.json", "report.md", "report.html", "model.pt2")
     }
+
+
+def test_who_reads_one_file_reads_all(twice: list[Path]) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in twice[0].iterdir()}
+    assert set(modes.values()) == {modes["config.json"]}
 
 
 def limit_file_size(size: int) -> None:

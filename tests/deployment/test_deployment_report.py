@@ -70,6 +70,7 @@ def test_markdown_and_table_show_the_numbers(deployed: Deployed) -> None:
         assert text in page
         assert text in terminal
     assert "| body.1 | RepVGGBlock |" in page
+    assert "| head | Linear | it has no branches |" in page
 
 
 @pytest.mark.parametrize("face", ["to_markdown", "to_table"])

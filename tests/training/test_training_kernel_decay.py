@@ -97,3 +97,10 @@ def test_penalised_kernels_are_not_decayed_twice():
 def test_a_network_without_blocks_is_refused():
     with pytest.raises(ConfigurationError, match=r"kernel_decay needs blocks that fold.*has none"):
         kernel_penalty(nn.Sequential(nn.Conv2d(3, 3, 1)))
+
+
+def test_an_annealed_network_is_refused():
+    with pytest.raises(
+        ConfigurationError, match="VanillaBlock has one at the end of its annealing"
+    ):
+        penalised_names(nn.Sequential(STAGE_BLOCKS["vanilla"](8)))

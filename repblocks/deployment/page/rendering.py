@@ -20,7 +20,14 @@ from repblocks.deployment.quantization.report import (
     QUANTIZED_HEADER,
     QuantizationReport,
 )
-from repblocks.deployment.report import LAYER_HEADER, DeploymentReport, layer_rows, mark_of
+from repblocks.deployment.report import (
+    BLOCK_HEADER,
+    LAYER_HEADER,
+    LEFT_HEADER,
+    DeploymentReport,
+    layer_rows,
+    mark_of,
+)
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
@@ -115,6 +122,7 @@ def _proof(report: DeploymentReport) -> list[str]:
     parts = [
         paragraph(report.proof),
         table(("form", "difference", "allowed"), report.proof_rows()),
+        paragraph(report.unproven()) if report.not_run else "",
     ]
     return [*parts, *layer_by_layer(report.layers)]
 
@@ -145,9 +153,9 @@ def layer_by_layer(layers: Sequence[LayerError]) -> list[str]:
 def _folded(report: DeploymentReport) -> list[str]:
     parts = []
     if report.blocks:
-        parts.append(
-            table(("block", "kind", "parameters", "after"), report.block_rows(), numbers_from=2)
-        )
+        parts.append(table(BLOCK_HEADER, report.block_rows(), numbers_from=2))
+    if report.left:
+        parts.append(table(LEFT_HEADER, report.left, numbers_from=len(LEFT_HEADER)))
     return [*parts, *regions(report.fold)]
 
 
