@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import switch_blocks
+from repblocks.models._block_names import named_in_blocks
 from repblocks.models._parts import deployed_in
 from repblocks.models._published import Published
 from repblocks.models._rules import renamed
@@ -74,7 +75,8 @@ def official_state(model: Published, given: Mapping[str, Any]) -> dict[str, Tens
             differ; if they do not, that is left for the caller to find.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
-    state = model.adapted(renamed(_unwrapped(given), model.official_rules()))
+    state = renamed(_unwrapped(given), model.official_rules())
+    state = model.adapted(named_in_blocks(state, model))
     own = model.state_dict()
     state = _shaped(state, own)
     is_deployed = model.is_deployed
