@@ -101,6 +101,12 @@ class ACB(Swapped):
         return sum(parts[f"{n}_bn"](parts[f"{n}_conv"](x)) for n in ("square", "ver", "hor"))
 
 
+def acb(*sizes, act=True, **options):
+    """An ACB as ACNet has it: in a series with its ReLU."""
+    block = ACB(*sizes, act=False, **options)
+    return named(acb=block, relu=nn.ReLU()) if act else block
+
+
 class ConvBN(Merged):
     """What has no branches; its kernel takes in the norm where ``deploys``."""
 
@@ -119,6 +125,10 @@ class ConvBN(Merged):
             stride, groups = self.conv.stride, self.conv.groups
             kernel, bias = of_norm(self.conv.weight, 0, self.bn)
             self.fold("conv", kernel, bias, "bn", stride=stride, groups=groups)
+
+
+def kept(*sizes, **options):
+    return ConvBN(*sizes, **options, deploys=False)
 
 
 class BasicBlock(nn.Module):
@@ -149,15 +159,17 @@ class Bottleneck(BasicBlock):
 class ResNet(nn.Module):
     """One residual block a stage, and a second one in the last of those of two 3 x 3."""
 
-    def __init__(self, block, widths, stem=ConvBN, residual=BasicBlock):
+    def __init__(self, block, widths, plain=ConvBN, stem=None, residual=BasicBlock):
         super().__init__()
-        self.stage0 = named(conv1=stem(3, widths[0], 7, 2), maxpool=nn.MaxPool2d(3, 2, 1))
+        if stem is None:
+            stem = named(conv1=plain(3, widths[0], 7, 2), maxpool=nn.MaxPool2d(3, 2, 1))
+        self.stage0 = stem
         channels, self.stages = widths[0], len(widths)
         for i, width in enumerate(widths):
-            blocks = [residual(block, channels, width, 2 if i else 1)]
+            blocks = [residual(block, channels, width, 2 if i else 1, plain)]
             channels = 4 * width if residual is Bottleneck else width
             if residual is BasicBlock and i == len(widths) - 1:
-                blocks.append(residual(block, channels, width, 1))
+                blocks.append(residual(block, channels, width, 1, plain))
             setattr(self, f"stage{i + 1}", nn.Sequential(*blocks))
         self.linear = nn.Linear(channels, 5)
 
@@ -171,15 +183,34 @@ class ResNet(nn.Module):
 class MobileNet(nn.Module):
     """Pairs of the depths 1 and 2, the first of the second with stride 2."""
 
-    def __init__(self, block, widths, stem_width):
+    def __init__(self, block, widths, stem_width, plain=ConvBN):
         super().__init__()
         self.conv1 = block(3, stem_width, 3, 2)
         pairs, channels = [], stem_width
         for width, stride in ((widths[0], 1), (widths[1], 2), (widths[1], 1)):
             depthwise = block(channels, channels, 3, stride, groups=channels)
-            pairs.append(named(depthwise=depthwise, pointwise=ConvBN(channels, width, 1)))
+            pairs.append(named(depthwise=depthwise, pointwise=plain(channels, width, 1)))
             channels = width
         self.stem, self.linear = nn.Sequential(*pairs), nn.Linear(channels, 5)
 
     def forward(self, x):
         return self.linear(self.stem(self.conv1(x)).mean((2, 3)))
+
+
+class VGG(nn.Module):
+    """Blocks, a maximum after each stage, and two linear layers that only the features need not."""
+
+    def __init__(self, block, depths, widths):
+        super().__init__()
+        layers, channels, number = {}, 3, 0
+        for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for _ in range(depth):
+                number += 1
+                layers[f"conv{number}"] = block(channels, width, 3)
+                channels = width
+            layers[f"maxpool{i + 1}"] = nn.MaxPool2d(2)
+        self.stem = named(**layers)
+        self.linear1, self.linear2 = nn.Linear(channels, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.stem(x).mean((2, 3))
