@@ -130,6 +130,7 @@ class ResNet(Network):
             (rf"{_PLACE}conv(\d)\.", lambda m: f"{_path(m)}."),
             (r"\.downsample\.0\.", ".shortcut.branches.conv."),
             (r"\.downsample\.1\.", ".shortcut.branches.norm."),
+            (r"\.or1x1_reparam\.", ".conv."),
             (r"^(fc|linear)\.", "head.fc."),
         )
 

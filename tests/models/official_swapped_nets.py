@@ -1,134 +1,24 @@
-"""Stand-ins for networks of DBB, ACNet and OREPA, whose convolutions are blocks; see there."""
+"""Stand-ins for the networks of DBB, ACNet and OREPA, which all have the same parts."""
 
-import torch
-from official_nets import Merged, conv_norm, named, of_norm
+from official_blocks import ConvBN
+from official_nets import named
 from torch import nn
 from torch.nn import functional
 
 
-class NormPad(nn.Module):
-    """A norm, then a border of what it makes of zeros."""
+class RepVGG(nn.Module):
+    """Stages of one and of two blocks, every second one in groups."""
 
-    def __init__(self, channels, pad):
+    def __init__(self, block, widths, groups):
         super().__init__()
-        self.bn, self.pad = nn.BatchNorm2d(channels), pad
+        self.stage0 = block(3, widths[0], 3)
+        self.stage1 = nn.Sequential(block(widths[0], widths[1], 3, 2))
+        blocks = [block(widths[1], widths[2], 3, 2, groups), block(widths[2], widths[2], 3)]
+        self.stage2 = nn.Sequential(*blocks)
+        self.linear = nn.Linear(widths[2], 5)
 
     def forward(self, x):
-        bn, y = self.bn, self.bn(x)
-        zero = bn.bias - bn.running_mean * bn.weight / (bn.running_var + bn.eps).sqrt()
-        inside = functional.pad(torch.ones_like(y[:1, :1]), [self.pad] * 4)
-        return functional.pad(y, [self.pad] * 4) + zero.detach().view(-1, 1, 1) * (1 - inside)
-
-
-class IdConv(nn.Conv2d):
-    """A 1 x 1 beside the identity, in groups."""
-
-    def __init__(self, channels, groups):
-        super().__init__(channels, channels, 1, groups=groups, bias=False)
-
-    def forward(self, x):
-        return x + super().forward(x)
-
-
-class Swapped(Merged):
-    """A block that becomes a convolution, which is read off from impulses in float64."""
-
-    def keep(self, c_in, c_out, k, stride, groups, act):
-        self.shape, self.act = (c_in, c_out, k, stride, groups), act
-
-    def forward(self, x):
-        parts = dict(self.named_children())
-        y = parts[self.merged](x) if self.merged in parts else self.linear(x)
-        return functional.relu(y) if self.act else y
-
-    def switch(self):
-        c_in, c_out, k, stride, groups = self.shape
-        size = 2 * stride * k + 1  # the outputs at the middle see no border
-        x = torch.zeros(c_in * k * k + 1, c_in, size, size, dtype=torch.float64)
-        number, at = torch.arange(c_in * k * k), (size // 2 // stride)
-        first = at * stride - k // 2
-        x[number, number // k**2, first + number // k % k, first + number % k] = 1
-        with torch.no_grad():
-            y = self.linear(x)[:, :, at, at]
-        kernel = (y[:-1] - y[-1]).T.reshape(c_out, c_in, k, k)
-        own = torch.arange(c_out)[:, None] // (c_out // groups) * (c_in // groups)
-        kernel = kernel[torch.arange(c_out)[:, None], own + torch.arange(c_in // groups)]
-        lost = {name.split(".")[0] for name in self.state_dict()}
-        self.fold(self.merged, kernel, y[-1], *lost, stride=stride, groups=groups)
-
-
-class DBB(Swapped):
-    merged = "dbb_reparam"
-
-    def __init__(self, c_in, c_out, k, stride=1, groups=1, act=True):
-        super().__init__()
-        self.keep(c_in, c_out, k, stride, groups, act)
-        is_depthwise, pad = groups == c_out, k // 2
-        inner = 2 * c_in if is_depthwise else c_in
-        self.dbb_origin = conv_norm(c_in, c_out, k, stride, groups)
-        pool = nn.AvgPool2d(k, stride, pad if is_depthwise else 0)
-        if is_depthwise:
-            self.dbb_avg = named(avg=pool, avgbn=nn.BatchNorm2d(c_out))
-            first = {"conv1": nn.Conv2d(c_in, inner, 1, groups=groups, bias=False)}
-        else:
-            conv = nn.Conv2d(c_in, c_out, 1, groups=groups, bias=False)
-            norms = {"bn": NormPad(c_out, pad), "avg": pool, "avgbn": nn.BatchNorm2d(c_out)}
-            self.dbb_avg = named(conv=conv, **norms)
-            self.dbb_1x1 = conv_norm(c_in, c_out, 1, stride, groups)
-            first = {"idconv1": IdConv(c_in, groups)}
-        conv = nn.Conv2d(inner, c_out, k, stride, groups=groups, bias=False)
-        last = {"bn1": NormPad(inner, pad), "conv2": conv, "bn2": nn.BatchNorm2d(c_out)}
-        self.dbb_1x1_kxk = named(**first, **last)
-
-    def linear(self, x):
-        return sum(branch(x) for branch in self.children())
-
-
-class ACB(Swapped):
-    merged = "fused_conv"
-
-    def __init__(self, c_in, c_out, k, stride=1, groups=1, act=True):
-        super().__init__()
-        self.keep(c_in, c_out, k, stride, groups, act)
-        for name, size in {"square": (k, k), "ver": (k, 1), "hor": (1, k)}.items():
-            pad = [length // 2 for length in size]
-            conv = nn.Conv2d(c_in, c_out, size, stride, pad, groups=groups, bias=False)
-            self.add_module(f"{name}_conv", conv)
-            self.add_module(f"{name}_bn", nn.BatchNorm2d(c_out))
-
-    def linear(self, x):
-        parts = dict(self.named_children())
-        return sum(parts[f"{n}_bn"](parts[f"{n}_conv"](x)) for n in ("square", "ver", "hor"))
-
-
-def acb(*sizes, act=True, **options):
-    """An ACB as ACNet has it: in a series with its ReLU."""
-    block = ACB(*sizes, act=False, **options)
-    return named(acb=block, relu=nn.ReLU()) if act else block
-
-
-class ConvBN(Merged):
-    """What has no branches; its kernel takes in the norm where ``deploys``."""
-
-    def __init__(self, c_in, c_out, k, stride=1, groups=1, act=True, deploys=True):
-        super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=False)
-        self.bn, self.act, self.deploys = nn.BatchNorm2d(c_out), act, deploys
-
-    def forward(self, x):
-        y = self.conv(x)
-        y = self.bn(y) if hasattr(self, "bn") else y
-        return functional.relu(y) if self.act else y
-
-    def switch(self):
-        if self.deploys:
-            stride, groups = self.conv.stride, self.conv.groups
-            kernel, bias = of_norm(self.conv.weight, 0, self.bn)
-            self.fold("conv", kernel, bias, "bn", stride=stride, groups=groups)
-
-
-def kept(*sizes, **options):
-    return ConvBN(*sizes, **options, deploys=False)
+        return self.linear(self.stage2(self.stage1(self.stage0(x))).mean((2, 3)))
 
 
 class BasicBlock(nn.Module):

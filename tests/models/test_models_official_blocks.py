@@ -2,15 +2,16 @@
 
 import re
 
+import official_blocks as blocks
 import official_swapped_nets as nets
 import pytest
 import torch
 from models_nets import images, norms, small
-from official_nets import switch
+from official_nets import named, switch
 from truth import calibrate, relative_error
 
 from repblocks import fold_blocks, load_official
-from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.errors import CheckpointError, ConfigurationError, NotFoldable
 
 RES = {"depths": (1, 1, 2), "widths": (4, 6, 8), "expansion": 1}
 MOBILE = {"depths": (1, 2), "widths": (12, 16), "stem_width": 8}
@@ -18,6 +19,11 @@ MOBILE = {"depths": (1, 2), "widths": (12, 16), "stem_width": 8}
 
 def ours(family, block, **options):
     return lambda **form: small(family, block=block, **options, **form)
+
+
+def large_stem(width):
+    conv = blocks.OREPALarge(3, width, 7, 2)
+    return named(conv1=conv, maxpool=torch.nn.MaxPool2d(3, 2, 1))
 
 
 #: The names of ACNet, for the stand-ins of DBB.
@@ -31,39 +37,53 @@ ACNET_50 = [
 ACNET_56 = [(r"^stage0\.conv1\.acb\.", "stage1.conv1."), *ACNET_50[1:-1]]
 #: What makes a stand-in, our network, and other names of the stand-in's weights.
 CASES = {
-    "dbb resnet": (lambda: nets.ResNet(nets.DBB, (4, 6, 8)), ours("resnet", "dbb", **RES)),
+    "dbb resnet": (lambda: nets.ResNet(blocks.DBB, (4, 6, 8)), ours("resnet", "dbb", **RES)),
     "dbb resnet of bottlenecks": (
-        lambda: nets.ResNet(nets.DBB, (4, 6), residual=nets.Bottleneck),
+        lambda: nets.ResNet(blocks.DBB, (4, 6), residual=nets.Bottleneck),
         ours("resnet", "dbb", depths=(1, 1), widths=(4, 6), expansion=4),
     ),
     "dbb mobilenet": (
-        lambda: nets.MobileNet(nets.DBB, (12, 16), 8),
+        lambda: nets.MobileNet(blocks.DBB, (12, 16), 8),
         ours("mobilenetv1", "dbb", activation="relu", **MOBILE),
     ),
     "acnet resnet": (
-        lambda: nets.ResNet(nets.acb, (4, 6, 8), nets.kept),
+        lambda: nets.ResNet(blocks.acb, (4, 6, 8), blocks.kept),
         ours("resnet", "acb", **RES),
         *ACNET_18,
     ),
     "acnet resnet of bottlenecks": (
-        lambda: nets.ResNet(nets.acb, (4, 6), nets.kept, residual=nets.Bottleneck),
+        lambda: nets.ResNet(blocks.acb, (4, 6), blocks.kept, residual=nets.Bottleneck),
         ours("resnet", "acb", depths=(1, 1), widths=(4, 6), expansion=4),
         *ACNET_50,
     ),
     "acnet resnet for cifar": (
-        lambda: nets.ResNet(nets.acb, (4, 6, 8), nets.kept, nets.named(conv1=nets.acb(3, 4, 3))),
+        lambda: nets.ResNet(blocks.acb, (4, 6, 8), blocks.kept, named(conv1=blocks.acb(3, 4, 3))),
         ours("resnet_cifar", "acb", depths=(1, 1, 2), widths=(4, 6, 8), shortcut="projection"),
         *ACNET_56,
     ),
     "acnet mobilenet": (
-        lambda: nets.MobileNet(nets.acb, (12, 16), 8, nets.kept),
+        lambda: nets.MobileNet(blocks.acb, (12, 16), 8, blocks.kept),
         ours("mobilenetv1", "acb", activation="relu", **MOBILE),
     ),
+    "orepa resnet": (
+        lambda: nets.ResNet(blocks.OREPA, (4, 6, 8), stem=large_stem(4)),
+        ours("resnet", "orepa", **RES),
+    ),
+    "orepa repvgg": (
+        lambda: nets.RepVGG(blocks.OREPA, (8, 8, 16), 2),
+        ours("repvgg", "orepa", groups=2),
+    ),
+    "orepa mobilenet": (
+        lambda: nets.MobileNet(blocks.OREPA, (12, 16), 8),
+        ours("mobilenetv1", "orepa", activation="relu", **MOBILE),
+    ),
     "acnet vgg": (
-        lambda: nets.VGG(nets.acb, (2, 1), (6, 8)),
+        lambda: nets.VGG(blocks.acb, (2, 1), (6, 8)),
         ours("vgg", "acb", depths=(2, 1), widths=(6, 8), num_classes=0),
     ),
 }
+#: Those with a stem that is a series of kernels, which cannot take one of its size.
+SERIES = {"orepa resnet"}
 
 
 def trained(name):
@@ -112,6 +132,10 @@ def test_deployed_weights_give_the_outputs_of_the_stand_in(name, deploy):
     switch(truth)
     assert_same(truth, before)
     assert truth.state_dict().keys() != before.state_dict().keys()
+    if name in SERIES and not deploy:
+        with pytest.raises(NotFoldable, match=r"OREPABlock has no branch .*kernel size \(7, 7\)"):
+            loaded(name, state_of(name, truth))
+        return
     model = loaded(name, state_of(name, truth), deploy=deploy)
     assert_same(model, truth)
     assert_same(fold_blocks(model)[0], truth)
@@ -149,3 +173,69 @@ def test_projections_need_the_option():
         load_official(small("resnet_cifar", block="acb", depths=(1, 1, 2), widths=(4, 6, 8)), state)
     with pytest.raises(ConfigurationError, match="shortcut must be .*, got 'none'"):
         small("resnet_cifar", shortcut="none")
+
+
+def test_a_stem_of_branches_takes_the_kernel_of_a_series():
+    truth = switch(trained("orepa resnet"))
+    options = {"block": "orepa", "block_options": {"large_kernel": "branches"}, **RES}
+    model = small("resnet", **options).double().eval()
+    load_official(model, truth.state_dict())
+    assert_same(model, truth)
+
+
+def test_a_stem_of_plain_kernels_in_a_series():
+    truth = trained("orepa resnet")
+    stem = truth.stage0.conv1
+    for kernel in (stem.weight0, stem.weight1, stem.weight2):
+        for name, weight in kernel.named_parameters():
+            weight.data.zero_()
+            if name == "vector":
+                weight.data[0] = 1
+            if name == "weight_orepa_origin":
+                weight.data.normal_()
+    calibrate(truth, images(32, 8, dtype=torch.float64))
+    state = {
+        re.sub(r"^(stage0\.conv1\.weight\d)\.weight_orepa_origin", r"\1", key): value
+        for key, value in truth.state_dict().items()
+        if not re.match(r"stage0\.conv1\.weight\d\.(?!weight_orepa_origin)", key)
+    }
+    assert {"stage0.conv1.weight2", "stage0.conv1.bn.weight"} <= state.keys()
+    options = {"block": "orepa", "block_options": {"large_kernel": "plain"}, **RES}
+    model = small("resnet", **options).double().eval()
+    load_official(model, state)
+    assert_same(model, truth)
+
+
+def test_fixed_filters_of_other_values_are_refused():
+    state = trained("orepa repvgg").state_dict()
+    state["stage0.weight_orepa_prior"] = state["stage0.weight_orepa_prior"].flip(0)
+    message = r"branches\.kernel\.sum\.weight_orepa_prior of the checkpoint is not what is fixed"
+    with pytest.raises(CheckpointError, match=message):
+        loaded("orepa repvgg", state)
+
+
+def in_other_words(state, *rules):
+    for pattern, replacement in rules:
+        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    return state
+
+
+def test_orepa_in_pointwise_places_loads_when_it_is_deployed():
+    torch.manual_seed(7)
+    truth = nets.ResNet(blocks.OREPA, (4, 6), stem=large_stem(4), residual=nets.Bottleneck)
+    calibrate(truth.double(), images(32, 8, dtype=torch.float64))
+    state = in_other_words(
+        switch(truth).state_dict(), (r"(conv[13])\.conv\.", r"\1.or1x1_reparam.")
+    )
+    assert "stage1.0.conv3.or1x1_reparam.weight" in state
+    options = {"block": "orepa", "depths": (1, 1), "widths": (4, 6), "expansion": 4}
+    model = small("resnet", **options, deploy=True).double().eval()
+    load_official(model, state)
+    assert_same(model, truth)
+
+
+def test_the_dense_branch_of_orepa_in_repvgg_is_left_over():
+    truth = trained("orepa repvgg")
+    state = in_other_words(truth.state_dict(), ("weight_orepa", "rbr_dense.weight_rbr"))
+    with pytest.raises(CheckpointError, match=r"left over: .*weight_rbr"):
+        loaded("orepa repvgg", state)
