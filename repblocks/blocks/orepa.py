@@ -63,7 +63,7 @@ _LARGE = 7
 #: Official buffers, how near they must be to ours, and kernels that are ours turned around.
 _BUFFERS = ("weight_orepa_prior", "weight_orepa_avg_avg", "id_tensor")
 _ROUNDING = 2e-3
-_LATER = re.compile(r"branches\.kernel\.kernel[1-9]\d*\.")
+_LATER = re.compile(r"weight[1-9]\d*(\.|$)")
 
 
 @final
@@ -71,11 +71,12 @@ _LATER = re.compile(r"branches\.kernel\.kernel[1-9]\d*\.")
 class OREPABlock(ConvBlock):
     """Six branches with factors in place of norms, summed as kernels."""
 
-    #: What the official code calls its weights; ``of_official`` does the rest.
+    #: What the official code calls its weights; ``of_official`` comes before.
     official_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^weight(\d+)$", r"branches.kernel.kernel\1.conv.weight"),
         (r"^weight(\d+)\.", r"branches.kernel.kernel\1."),
-        (r"^(?=weight_orepa_|vector$|id_tensor$)", "branches.kernel.sum."),
+        (r"^(?=weight_orepa_|vector\.)", "branches.kernel.sum."),
+        (r"\.vector\.(\w+)$", r".\1.scale.weight"),
         (r"\.weight_orepa_origin$", ".origin.step0.conv.weight"),
         (r"\.weight_orepa_avg_conv$", ".average.step0.conv.weight"),
         (r"\.weight_orepa_pfir_conv$", ".prior.step0.conv.weight"),
@@ -143,7 +144,7 @@ class OREPABlock(ConvBlock):
         return one_kernel(shape, tree, norm=True)
 
     def of_official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return official weights of our names: rows of ``vector`` are factors of the branches.
+        """Return official weights with the values of ours, each row of ``vector`` by its branch.
 
         Kernels of a series after the first are turned, outputs of groups stand in turn (depthwise).
 
@@ -152,10 +153,9 @@ class OREPABlock(ConvBlock):
         """
         found: dict[str, Tensor] = {}
         for name, value in state.items():
-            path, _, kind = name.rpartition(".")
+            kind = name.rpartition(".")[2]
             if kind == "vector" and len(value) == len(_STARTS):
-                rows = zip(_STARTS, value, strict=True)
-                found |= {f"{path}.{branch}.scale.weight": row for branch, row in rows}
+                found |= {f"{name}.{b}": row for b, row in zip(_STARTS, value, strict=True)}
             elif kind in _BUFFERS:
                 if not (value - _fixed(kind, value, self.shape)).abs().max() < _ROUNDING:
                     raise CheckpointError(
@@ -167,15 +167,14 @@ class OREPABlock(ConvBlock):
         return found
 
     def _of_official(self, name: str, value: Tensor) -> Tensor:
-        groups = self.shape.groups
-        if name.endswith(".depthwise.step1.conv.weight") and len(value) % groups == 0:
-            return value.view(-1, groups, *value.shape[1:]).transpose(0, 1).flatten(0, 1)
+        if name.endswith("weight_orepa_gconv_pw") and len(value) % self.shape.groups == 0:
+            return value.view(-1, self.shape.groups, *value.shape[1:]).transpose(0, 1).flatten(0, 1)
         if not _LATER.match(name):
             return value
-        if name.endswith(".prior.step0.conv.weight"):
+        if name.endswith(".weight_orepa_pfir_conv"):
             filters = _prior(value.new_empty(len(value), 3, 3), self.shape)
-            sign = 1 - 2 * ((filters * filters.flip(1, 2)).sum((1, 2)) < 0).to(value)
-            return value * sign.view(-1, 1, 1, 1)
+            is_odd = (filters * filters.flip(1, 2)).sum((1, 2)) < 0
+            return torch.where(is_odd.view(-1, 1, 1, 1), -value, value)
         return value.flip(*range(2, value.ndim)) if value.ndim > 2 else value
 
     def decayed_parameters(self) -> tuple[str, ...]:
@@ -296,6 +295,6 @@ def _fixed(kind: str, like: Tensor, shape: ConvShape) -> Tensor:
 
 def _prior(like: Tensor, shape: ConvShape) -> Tensor:
     """Return the cosine filters of the size of ``like``, ``(O, *k)``."""
-    sizes, channels = tuple(like.shape[1:]), len(like)
-    shape = replace(shape, in_channels=channels, groups=channels, kernel_size=sizes)
+    channels, *sizes = like.shape
+    shape = replace(shape, in_channels=channels, groups=channels, kernel_size=tuple(sizes))
     return cosine_filters(shape).weight(like)[:, 0]

@@ -1,7 +1,7 @@
 """What the official code of a block calls its branches, in whichever network the block stands.
 
-A block says it itself: ``official_names`` are rules on the names inside of it, and ``of_official``,
-where it has one, turns what a name alone does not tell.
+A block says it itself: ``official_names`` are rules on the names inside of it. Before them comes
+``of_official``, where it has one, which turns what a name alone does not tell.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def named_in_blocks(state: Mapping[str, Tensor], root: nn.Module) -> dict[str, T
 def _named(own: dict[str, Tensor], block: ConvBlock) -> dict[str, Tensor]:
     if "conv.weight" in own and "conv.bias" not in own and "bn.running_var" in own:
         return renamed(own, _PLAIN) if isinstance(block, PlainBlock) else _as_kernel(own)
-    if isinstance(block, _Named):
-        own = renamed(own, block.official_names)
-    return block.of_official(own) if isinstance(block, _Adapted) else own
+    if isinstance(block, _Adapted):
+        own = block.of_official(own)
+    return renamed(own, block.official_names) if isinstance(block, _Named) else own
 
 
 def _as_kernel(own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -209,7 +209,7 @@ def test_a_stem_of_plain_kernels_in_a_series():
 def test_fixed_filters_of_other_values_are_refused():
     state = trained("orepa repvgg").state_dict()
     state["stage0.weight_orepa_prior"] = state["stage0.weight_orepa_prior"].flip(0)
-    message = r"branches\.kernel\.sum\.weight_orepa_prior of the checkpoint is not what is fixed"
+    message = "weight_orepa_prior of the checkpoint is not what is fixed here"
     with pytest.raises(CheckpointError, match=message):
         loaded("orepa repvgg", state)
 
@@ -239,3 +239,10 @@ def test_the_dense_branch_of_orepa_in_repvgg_is_left_over():
     state = in_other_words(truth.state_dict(), ("weight_orepa", "rbr_dense.weight_rbr"))
     with pytest.raises(CheckpointError, match=r"left over: .*weight_rbr"):
         loaded("orepa repvgg", state)
+
+
+@pytest.mark.parametrize("name", ["dbb resnet", "acnet resnet", "orepa resnet", "orepa repvgg"])
+def test_names_of_ours_stay_what_they_are(name):
+    truth = loaded(name, state_of(name, trained(name)))
+    assert_same(loaded(name, truth.state_dict()), truth)
+    assert_same(loaded(name, fold_blocks(truth)[0].state_dict(), deploy=True), truth)
