@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import switch_blocks
 from repblocks.models._block_names import named_in_blocks
+from repblocks.models._orepa_kernels import with_kernels
 from repblocks.models._parts import deployed_in
 from repblocks.models._published import Published
 from repblocks.models._rules import renamed
@@ -78,7 +79,7 @@ def official_state(model: Published, given: Any) -> dict[str, Tensor]:
             missing, or of another shape; if the forms do not differ, the caller is to find that.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
-    state = renamed(_unwrapped(given), model.official_rules())
+    state = renamed(with_kernels(_unwrapped(given)), model.official_rules())
     state = model.adapted(named_in_blocks(state, model))
     own = model.state_dict()
     state = _shaped(state, own)

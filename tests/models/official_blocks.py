@@ -221,3 +221,40 @@ class OREPALarge(OREPA):
         for later in (self.weight1, self.weight2):
             kernel = functional.conv2d(kernel, later.kernel(), padding=2)
         return kernel.transpose(0, 1)
+
+
+class PointwiseOREPA(OREPA):
+    """A 1 x 1, and two in a row, of which the square one starts as the identity."""
+
+    merged = "or1x1_reparam"
+
+    def __init__(self, c_in, c_out, k, stride=1, act=True):
+        nn.Module.__init__(self)
+        assert k == 1
+        self.stride, self.groups, self.act = stride, 1, act
+        inner = min(c_in, c_out)
+        self.weight_or1x1_origin = nn.Parameter(torch.randn(c_out, c_in, 1, 1) / c_in**0.5)
+        self.weight_or1x1_l2i_conv1 = nn.Parameter(torch.randn(inner, c_in, 1, 1) / c_in**0.5)
+        self.weight_or1x1_l2i_conv2 = nn.Parameter(torch.randn(c_out, inner, 1, 1) / inner**0.5)
+        self.vector, self.bn = nn.Parameter(torch.randn(2, c_out)), nn.BatchNorm2d(c_out)
+
+    def kernel(self):
+        first, second = self.weight_or1x1_l2i_conv1, self.weight_or1x1_l2i_conv2
+        series = (second.flatten(1) @ first.flatten(1))[..., None, None]
+        rows = self.vector.view(2, -1, 1, 1, 1)
+        return rows[0] * self.weight_or1x1_origin + rows[1] * series
+
+
+class DenseOREPA(nn.Module):
+    """OREPA's RepVGG block: its six kernels without the 1 x 1, which stands beside them."""
+
+    def __init__(self, c_in, c_out, k, stride=1):
+        super().__init__()
+        self.rbr_dense = OREPA(c_in, c_out, k, stride, act=False)
+        self.rbr_dense.vector.data[4] = 0
+        self.rbr_1x1 = conv_norm(c_in, c_out, 1, stride)
+        if c_in == c_out and stride == 1:
+            self.rbr_identity = nn.BatchNorm2d(c_in)
+
+    def forward(self, x):
+        return functional.relu(sum(branch(x) for branch in self.children()))

@@ -9,11 +9,11 @@ from torch.nn import functional
 class RepVGG(nn.Module):
     """Stages of one and of two blocks, every second one in groups."""
 
-    def __init__(self, block, widths, groups):
+    def __init__(self, block, widths, **groups):
         super().__init__()
         self.stage0 = block(3, widths[0], 3)
         self.stage1 = nn.Sequential(block(widths[0], widths[1], 3, 2))
-        blocks = [block(widths[1], widths[2], 3, 2, groups), block(widths[2], widths[2], 3)]
+        blocks = [block(widths[1], widths[2], 3, 2, **groups), block(widths[2], widths[2], 3)]
         self.stage2 = nn.Sequential(*blocks)
         self.linear = nn.Linear(widths[2], 5)
 

@@ -26,6 +26,12 @@ def large_stem(width):
     return named(conv1=conv, maxpool=torch.nn.MaxPool2d(3, 2, 1))
 
 
+def pointwise(*sizes, **options):
+    """OREPA's 1 x 1, but for the shortcuts, which say their stride."""
+    kind = blocks.ConvBN if len(sizes) == 4 else blocks.PointwiseOREPA
+    return kind(*sizes, **options)
+
+
 #: The names of ACNet, for the stand-ins of DBB.
 ACNET_18 = [(r"^stage0\.", "")]
 ACNET_50 = [
@@ -70,7 +76,7 @@ CASES = {
         ours("resnet", "orepa", **RES),
     ),
     "orepa repvgg": (
-        lambda: nets.RepVGG(blocks.OREPA, (8, 8, 16), 2),
+        lambda: nets.RepVGG(blocks.OREPA, (8, 8, 16), groups=2),
         ours("repvgg", "orepa", groups=2),
     ),
     "orepa mobilenet": (
@@ -214,31 +220,43 @@ def test_fixed_filters_of_other_values_are_refused():
         loaded("orepa repvgg", state)
 
 
-def in_other_words(state, *rules):
-    for pattern, replacement in rules:
-        state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
-    return state
-
-
-def test_orepa_in_pointwise_places_loads_when_it_is_deployed():
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deployed_file", [False, True])
+def test_orepa_in_pointwise_places_is_a_kernel(deployed_file, deploy):
     torch.manual_seed(7)
-    truth = nets.ResNet(blocks.OREPA, (4, 6), stem=large_stem(4), residual=nets.Bottleneck)
-    calibrate(truth.double(), images(32, 8, dtype=torch.float64))
-    state = in_other_words(
-        switch(truth).state_dict(), (r"(conv[13])\.conv\.", r"\1.or1x1_reparam.")
-    )
-    assert "stage1.0.conv3.or1x1_reparam.weight" in state
-    options = {"block": "orepa", "depths": (1, 1), "widths": (4, 6), "expansion": 4}
-    model = small("resnet", **options, deploy=True).double().eval()
-    load_official(model, state)
+    options = {"stem": large_stem(4), "residual": nets.Bottleneck}
+    truth = nets.ResNet(blocks.OREPA, (4, 6), pointwise, **options).double()
+    calibrate(truth, images(32, 8, dtype=torch.float64))
+    if deployed_file:
+        switch(truth)
+    last = "or1x1_reparam.weight" if deployed_file else "weight_or1x1_l2i_conv2"
+    assert f"stage1.0.conv3.{last}" in truth.state_dict()
+    options = {"depths": (1, 1), "widths": (4, 6), "expansion": 4, "deploy": deploy}
+    kind = {"large_kernel": "branches" if deployed_file else "orepa"}
+    model = small("resnet", block="orepa", block_options=kind, **options).double().eval()
+    load_official(model, truth.state_dict())
     assert_same(model, truth)
 
 
-def test_the_dense_branch_of_orepa_in_repvgg_is_left_over():
-    truth = trained("orepa repvgg")
-    state = in_other_words(truth.state_dict(), ("weight_orepa", "rbr_dense.weight_rbr"))
-    with pytest.raises(CheckpointError, match=r"left over: .*weight_rbr"):
-        loaded("orepa repvgg", state)
+@pytest.mark.parametrize("deploy", [False, True])
+def test_the_dense_branch_of_orepa_in_repvgg_is_a_kernel(deploy):
+    torch.manual_seed(7)
+    truth = nets.RepVGG(blocks.DenseOREPA, (8, 8, 16)).double()
+    calibrate(truth, images(32, 8, dtype=torch.float64))
+    state = {}
+    for key, value in truth.state_dict().items():
+        if key.endswith(".vector"):
+            more = [0, 1, 2, 3, 5, *([4] if value.shape[1] == 16 else [])]  # one of no use
+            state[key] = value[more]
+        elif not key.endswith(".weight_orepa_1x1"):
+            state[key.replace("weight_orepa", "weight_rbr")] = value
+    assert {"stage0.rbr_dense.weight_rbr_origin", "stage2.1.rbr_identity.bias"} <= state.keys()
+    model = small("repvgg", deploy=deploy).double().eval()
+    load_official(model, state)
+    assert_same(model, truth)
+    del state["stage0.rbr_dense.weight_rbr_gconv_dw"]
+    with pytest.raises(CheckpointError, match=r"10 left over: .*weight_rbr_1x1_kxk.* missing"):
+        load_official(model, state)
 
 
 @pytest.mark.parametrize("name", ["dbb resnet", "acnet resnet", "orepa resnet", "orepa repvgg"])
