@@ -47,7 +47,7 @@ def named_in_blocks(state: Mapping[str, Tensor], root: nn.Module) -> dict[str, T
     for path, block in root.named_modules():
         if isinstance(block, ConvBlock):
             inside = f"{path}."
-            own = {name: found.pop(name) for name in state if name.startswith(inside)}
+            own = {name: found.pop(name) for name in list(found) if name.startswith(inside)}
             own = _named({name.removeprefix(inside): value for name, value in own.items()}, block)
             found |= {f"{inside}{name}": value for name, value in own.items()}
     return found
