@@ -12,7 +12,7 @@ that axis: 1 x k x k and its like in 3-d, a 1-tap kernel in 1-d.
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -27,6 +27,16 @@ from repblocks.errors import ConfigurationError
 @register_block("acb")
 class ACBlock(ConvBlock):
     """k x k, and for each axis a kernel with a single tap on it."""
+
+    #: What the official code calls them; its networks put a block and its ReLU into a series.
+    official_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^acb\.", ""),
+        (r"^(square|hor|ver)_conv\.", r"branches.\1.conv."),
+        (r"^(square|hor|ver)_bn\.", r"branches.\1.norm."),
+        (r"^branches\.hor\.", "branches.skeleton0."),
+        (r"^branches\.ver\.", "branches.skeleton1."),
+        (r"^fused_conv\.", "conv."),
+    )
 
     @classmethod
     def build_branches(

@@ -11,7 +11,7 @@ the paper, the border of the inner BatchNorm comes from running statistics, in t
 
 from __future__ import annotations
 
-from typing import final
+from typing import ClassVar, final
 
 from torch import nn
 
@@ -34,6 +34,23 @@ from repblocks.errors import ConfigurationError
 @register_block("dbb")
 class DiverseBranchBlock(ConvBlock):
     """Four branches of different depth; a depthwise block leaves out its dense 1 x 1."""
+
+    #: What the official code calls them; at first its padding norm was itself the BatchNorm.
+    official_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^dbb_origin\.conv\.", "branches.kxk.conv."),
+        (r"^dbb_origin\.bn\.", "branches.kxk.norm."),
+        (r"^dbb_1x1\.conv\.", "branches.pointwise.conv."),
+        (r"^dbb_1x1\.bn\.", "branches.pointwise.norm."),
+        (r"^dbb_1x1_kxk\.idconv1\.", "branches.pointwise_kxk.pointwise.delta.conv."),
+        (r"^dbb_1x1_kxk\.conv1\.", "branches.pointwise_kxk.pointwise.conv."),
+        (r"^dbb_1x1_kxk\.bn1\.(bn\.)?", "branches.pointwise_kxk.norm_pad.norm."),
+        (r"^dbb_1x1_kxk\.conv2\.", "branches.pointwise_kxk.kxk.conv."),
+        (r"^dbb_1x1_kxk\.bn2\.", "branches.pointwise_kxk.kxk.norm."),
+        (r"^dbb_avg\.conv\.", "branches.pointwise_average.pointwise.conv."),
+        (r"^dbb_avg\.bn\.(bn\.)?", "branches.pointwise_average.norm_pad.norm."),
+        (r"^dbb_avg\.avgbn\.", "branches.pointwise_average.norm."),
+        (r"^dbb_reparam\.", "conv."),
+    )
 
     @classmethod
     def build_branches(

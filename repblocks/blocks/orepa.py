@@ -20,12 +20,13 @@ the official one, composed differentiably; evaluation runs the branches until th
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import final
+from typing import ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repblocks.blocks._base import ConvBlock
 from repblocks.blocks._registry import register_block
@@ -45,9 +46,9 @@ from repblocks.branches import (
     one_kernel,
     small_sizes,
 )
-from repblocks.errors import ConfigurationError
+from repblocks.errors import CheckpointError, ConfigurationError
 
-#: What the factors of each branch start with: ``vector`` of the official code.
+#: What the factors of each branch start with, in the order of the official ``vector``.
 _STARTS = {
     "origin": 0.25,
     "average": 0.25,
@@ -59,12 +60,34 @@ _STARTS = {
 _POINTWISE_STARTS = {"origin": 1.0, "pointwise_pointwise": 0.5}
 #: Taps from which a kernel is a series of small ones.
 _LARGE = 7
+#: Official buffers, how near they must be to ours, and kernels that are ours turned around.
+_BUFFERS = ("weight_orepa_prior", "weight_orepa_avg_avg", "id_tensor")
+_ROUNDING = 2e-3
+_LATER = re.compile(r"weight[1-9]\d*(\.|$)")
 
 
 @final
 @register_block("orepa")
 class OREPABlock(ConvBlock):
     """Six branches with factors in place of norms, summed as kernels."""
+
+    #: What the official code calls its weights; ``of_official`` comes before.
+    official_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^weight(\d+)$", r"branches.kernel.kernel\1.conv.weight"),
+        (r"^weight(\d+)\.", r"branches.kernel.kernel\1."),
+        (r"^(?=weight_orepa_|vector\.)", "branches.kernel.sum."),
+        (r"\.vector\.(\w+)$", r".\1.scale.weight"),
+        (r"\.weight_orepa_origin$", ".origin.step0.conv.weight"),
+        (r"\.weight_orepa_avg_conv$", ".average.step0.conv.weight"),
+        (r"\.weight_orepa_pfir_conv$", ".prior.step0.conv.weight"),
+        (r"\.weight_orepa_1x1_kxk_idconv1$", ".pointwise_kxk.step0.delta.conv.weight"),
+        (r"\.weight_orepa_1x1_kxk_conv2$", ".pointwise_kxk.step1.conv.weight"),
+        (r"\.weight_orepa_1x1$", ".pointwise.step0.conv.weight"),
+        (r"\.weight_orepa_gconv_dw$", ".depthwise.step0.conv.weight"),
+        (r"\.weight_orepa_gconv_pw$", ".depthwise.step1.conv.weight"),
+        (r"^bn\.", "branches.norm."),
+        (r"^(orepa|or_large)_reparam\.", "conv."),
+    )
 
     @classmethod
     def build_branches(
@@ -119,6 +142,40 @@ class OREPABlock(ConvBlock):
                 kernel = part.conv() if is_plain else builder.six_branches(part)
                 tree.add_module(f"kernel{number}", kernel)
         return one_kernel(shape, tree, norm=True)
+
+    def of_official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return official weights with the values of ours, each row of ``vector`` by its branch.
+
+        Kernels of a series after the first are turned, outputs of groups stand in turn (depthwise).
+
+        Raises:
+            CheckpointError: if a buffer holds something else than this block.
+        """
+        found: dict[str, Tensor] = {}
+        for name, value in state.items():
+            kind = name.rpartition(".")[2]
+            if kind == "vector" and len(value) == len(_STARTS):
+                found |= {f"{name}.{b}": row for b, row in zip(_STARTS, value, strict=True)}
+            elif kind in _BUFFERS:
+                if not (value - _fixed(kind, value, self.shape)).abs().max() < _ROUNDING:
+                    raise CheckpointError(
+                        f"{name} of the checkpoint is not what is fixed here: the official code "
+                        "has others for odd channels and for kernels that are not 3 x 3."
+                    )
+            else:
+                found[name] = self._of_official(name, value)
+        return found
+
+    def _of_official(self, name: str, value: Tensor) -> Tensor:
+        if name.endswith("weight_orepa_gconv_pw") and len(value) % self.shape.groups == 0:
+            return value.view(-1, self.shape.groups, *value.shape[1:]).transpose(0, 1).flatten(0, 1)
+        if not _LATER.match(name):
+            return value
+        if name.endswith(".weight_orepa_pfir_conv"):
+            filters = _prior(value.new_empty(len(value), 3, 3), self.shape)
+            is_odd = (filters * filters.flip(1, 2)).sum((1, 2)) < 0
+            return torch.where(is_odd.view(-1, 1, 1, 1), -value, value)
+        return value.flip(*range(2, value.ndim)) if value.ndim > 2 else value
 
     def decayed_parameters(self) -> tuple[str, ...]:
         """Return the names of the factors, which weight decay acts on in the official code, too."""
@@ -223,3 +280,21 @@ def _identity(shape: ConvShape) -> nn.Module:
 
 def _weight(conv: nn.Module) -> nn.Parameter:
     return next(conv.parameters())
+
+
+def _fixed(kind: str, like: Tensor, shape: ConvShape) -> Tensor:
+    """Return what an official buffer holds, from what this block has in its place."""
+    if kind == "weight_orepa_prior":
+        return _prior(like, shape)
+    if kind == "weight_orepa_avg_avg":
+        return torch.full_like(like, 1 / like.numel())
+    width = like.shape[1]
+    order = torch.arange(len(like)) % (len(like) // shape.groups) % width
+    return torch.eye(width)[order].view(-1, width, *(1,) * shape.ndim).to(like)
+
+
+def _prior(like: Tensor, shape: ConvShape) -> Tensor:
+    """Return the cosine filters of the size of ``like``, ``(O, *k)``."""
+    channels, *sizes = like.shape
+    shape = replace(shape, in_channels=channels, groups=channels, kernel_size=tuple(sizes))
+    return cosine_filters(shape).weight(like)[:, 0]

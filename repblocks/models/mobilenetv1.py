@@ -3,7 +3,8 @@
 Source:
     Howard et al., MobileNets, 2017, table 1, https://arxiv.org/abs/1704.04861
 
-Activations end at 6, as in the reference code and in timm. Initial weights are torch's.
+Activations end at 6, as in the reference code and in timm; DBB's MobileNet has plain ReLUs,
+``activation="relu"``. Initial weights are torch's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, final
 from torch import nn
 
 from repblocks.blocks import create_block
+from repblocks.errors import CheckpointError
 from repblocks.models._network import Network, check_stages
 from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
@@ -32,6 +34,7 @@ class MobileNetV1(Network):
         block: A conv block by name for the stem and the depthwise places; None for ``plain``,
             which the pointwise ones are in any case.
         block_options: Options of the block.
+        activation: That of all blocks.
         in_chans: Channels of the images.
         num_classes: Scores.
         global_pool: timm's name of the pooling before the classifier.
@@ -47,6 +50,7 @@ class MobileNetV1(Network):
         *,
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
+        activation: str = "relu6",
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -54,7 +58,8 @@ class MobileNetV1(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, widths=widths)
-        slot, act = Slot.create(block, block_options, "plain"), {"activation": "relu6"}
+        slot, act = Slot.create(block, block_options, "plain"), {"activation": activation}
+        self._activation = activation
         stages, channels = [], stem_width
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             pairs = []
@@ -76,14 +81,34 @@ class MobileNetV1(Network):
         )
 
     def official_rules(self) -> Rules:
-        """Return the names of timm, and what they are."""
+        """Return the names of timm, of DBB and of ACNet, and what they are."""
+        firsts = [
+            (i, j)
+            for i, stage in enumerate(self.stages)
+            for j in range(len([*stage.children()]) // 2)
+        ]
+
+        def place(found: re.Match[str]) -> str:
+            self._check_activation()
+            i, j = firsts[int(found[1])]
+            return f"stages.{i}.{2 * j + (found[2] == 'pointwise')}."
+
         return (
             (r"^conv_stem\.", "stem.branches.conv."),
             (r"^bn1\.", "stem.branches.norm."),
             (r"^blocks\.(\d+)\.(\d+)\.(conv_dw|bn1)\.", lambda m: _pair(m, 0)),
             (r"^blocks\.(\d+)\.(\d+)\.(conv_pw|bn2)\.", lambda m: _pair(m, 1)),
-            (r"^classifier\.", "head.fc."),
+            (r"^conv1\.", "stem."),
+            (r"^stem\.(\d+)\.(depthwise|pointwise)\.", place),
+            (r"^(classifier|linear)\.", "head.fc."),
         )
+
+    def _check_activation(self) -> None:
+        if self._activation != "relu":
+            raise CheckpointError(
+                "Weights of DBB's and ACNet's MobileNet are for plain ReLUs, and the activation of "
+                f"this one is {self._activation!r}: build it with activation='relu'."
+            )
 
 
 def _pair(found: re.Match[str], which: int) -> str:

@@ -20,12 +20,17 @@ from torch import Tensor, nn
 
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.folding.switch import switch_blocks
+from repblocks.models._block_names import named_in_blocks
+from repblocks.models._orepa_kernels import with_kernels
 from repblocks.models._parts import deployed_in
 from repblocks.models._published import Published
 from repblocks.models._rules import renamed
 
 #: Names under which training code keeps the weights, the averaged ones first.
-_WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model")
+_WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema"),
+    *("state_dict", "model_state_dict", "model", "params", "net", "weights"),
+)
 _COUNTER = "num_batches_tracked"
 _HEAD = "head."
 _AUXILIARY = "auxiliary."
@@ -46,8 +51,8 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
             several the averaged weights are taken, and prefixes such as ``"module."`` are dropped.
 
     Raises:
-        CheckpointError: if the file cannot be read, or weights are left over, missing, or of
-            another shape: the message lists them, and the network is not changed.
+        CheckpointError: if the checkpoint cannot be read or is none, or weights are left over,
+            missing, or of another shape: the message lists them, and the network is not changed.
         ConfigurationError: if the network is none of ours.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
@@ -60,7 +65,7 @@ def load_official(model: nn.Module, checkpoint: str | Path | Mapping[str, Any]) 
     model.load_state_dict(_checked(official_state(model, given), model))
 
 
-def official_state(model: Published, given: Mapping[str, Any]) -> dict[str, Tensor]:
+def official_state(model: Published, given: Any) -> dict[str, Tensor]:
     """Return foreign weights under the names and in the form of a network.
 
     A classifier of another size is left as it is, for the caller to judge.
@@ -70,11 +75,12 @@ def official_state(model: Published, given: Mapping[str, Any]) -> dict[str, Tens
         given: Weights by foreign names, or by ours.
 
     Raises:
-        CheckpointError: if weights are left over, missing, or of another shape, and the forms
-            differ; if they do not, that is left for the caller to find.
+        CheckpointError: if it is no state dict, or if the forms differ and weights are left over,
+            missing, or of another shape; if the forms do not differ, the caller is to find that.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
-    state = model.adapted(renamed(_unwrapped(given), model.official_rules()))
+    state = renamed(with_kernels(_unwrapped(given)), model.official_rules())
+    state = model.adapted(named_in_blocks(state, model))
     own = model.state_dict()
     state = _shaped(state, own)
     is_deployed = model.is_deployed
@@ -124,19 +130,44 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _unwrapped(given: Mapping[str, Any]) -> dict[str, Tensor]:
+def _unwrapped(given: Any) -> dict[str, Tensor]:
     """Take off wrappers and prefixes."""
-    wrapper = next((w for w in _WRAPPERS if isinstance(given.get(w), Mapping)), None)
+    if not isinstance(given, Mapping):
+        raise CheckpointError(f"{_ALLOWED}; got {_described(given)}.")
+    wrapper = next((w for w in _WRAPPERS if _is_wrapper(w, given.get(w))), None)
     if wrapper is not None:
         return _unwrapped(given[wrapper])
-    state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): v for name, v in given.items()}
-    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong or not state:
+    wrong = [str(n) for n, v in given.items() if not (isinstance(n, str) and isinstance(v, Tensor))]
+    if wrong or not given:
+        inside = [str(name) for name, value in given.items() if _has_tensors(value)]
         raise CheckpointError(
-            f"The checkpoint must be a state dict, or have one under {', '.join(_WRAPPERS)}; got "
+            f"{_ALLOWED}; got "
             + (f"{_listed(wrong)}, which are no tensors." if wrong else "nothing.")
+            + (f" There are tensors under {_listed(inside)}: give one of these." if inside else "")
         )
-    return state
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): v for name, v in given.items()}
+
+
+_ALLOWED = f"The checkpoint must be a state dict, or have one under {', '.join(_WRAPPERS)}"
+
+
+def _is_wrapper(name: str, value: Any) -> bool:
+    """Tell whether weights are to be taken from a value; not from OpenMMLab's averaged ones.
+
+    There the averaged weights are in ``"state_dict"`` for deployment, and the trained ones in their
+    place, with a count of the steps.
+    """
+    return isinstance(value, Mapping) and not (name == "ema_state_dict" and "steps" in value)
+
+
+def _has_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"one tensor of the shape {tuple(given.shape)}"
+    return "None" if given is None else f"a value of the type {type(given).__name__}"
 
 
 def _shaped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

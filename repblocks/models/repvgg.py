@@ -134,7 +134,7 @@ class RepVGG(Network):
             self.auxiliary = heads.to(like.device, like.dtype).train(self.training)
 
     def official_rules(self) -> Rules:
-        """Return the names of the official code, of timm and of OpenMMLab, and what they are."""
+        """Return the names of the official code, timm, OpenMMLab and OREPA, and what they are."""
         half = sum(len(list(stage.children())) for stage in self.stages[2:3]) // 2
         branch = ".branches.sum." if self._sum_has_norm else ".branches."
         return (
@@ -152,7 +152,7 @@ class RepVGG(Network):
                 f"{branch}identity.norm.",
             ),
             (r"^(stem|stages\.\d+\.\d+)\.bn\.", r"\1.branches.norm."),  # that of the sum
-            (r"\.bn\.", ".norm."),
+            (r"(\.(kxk|pointwise|branches))\.bn\.", r"\1.norm."),
             (r"\.(rbr_reparam|reparam_conv|branch_reparam)\.", ".conv."),
             *SE_RULES,
             (r"^(linear|head\.fc)\.", "head.fc."),

@@ -8,6 +8,7 @@ Differences: the 3 x 3 convolution of a bottleneck has the stride, as in torchvi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -112,19 +113,33 @@ class ResNet(Network):
             he_normal_(self)
 
     def official_rules(self) -> Rules:
-        """Return the names of timm, torchvision and OpenMMLab, and what they are."""
+        """Return the names of timm, torchvision, OpenMMLab, DBB, ACNet and OREPA."""
         return (
             (r"^backbone\.", ""),
+            (r"^(stage0\.)?conv1\.(?!weight$)", "stem."),
             (r"^conv1\.", "stem.branches.conv."),
             (r"^bn1\.", "stem.branches.norm."),
-            (r"^layer1\.(\d+)\.", lambda m: f"stages.0.{int(m[1]) + 1}."),  # after the pooling
-            (r"^layer(\d)\.", lambda m: f"stages.{int(m[1]) - 1}."),
-            (r"\.conv(\d)\.", lambda m: f".path.{int(m[1]) - 1}.branches.conv."),
-            (r"\.bn(\d)\.", lambda m: f".path.{int(m[1]) - 1}.branches.norm."),
+            (r"^stage(\d)\.projection\.", r"stage\1.block0.shortcut."),
+            (
+                r"^(layer|stage)1\.(block)?(\d+)\.",
+                lambda m: f"stages.0.{int(m[3]) + 1}.",
+            ),  # after the pooling
+            (r"^(layer|stage)(\d)\.(block)?", lambda m: f"stages.{int(m[2]) - 1}."),
+            (rf"{_PLACE}conv(\d)\.(?=weight$)", lambda m: f"{_path(m)}.branches.conv."),
+            (rf"{_PLACE}bn(\d)\.", lambda m: f"{_path(m)}.branches.norm."),
+            (rf"{_PLACE}conv(\d)\.", lambda m: f"{_path(m)}."),
             (r"\.downsample\.0\.", ".shortcut.branches.conv."),
             (r"\.downsample\.1\.", ".shortcut.branches.norm."),
-            (r"^fc\.", "head.fc."),
+            (r"\.or1x1_reparam\.", ".conv."),
+            (r"^(fc|linear)\.", "head.fc."),
         )
+
+
+_PLACE = r"^(stages\.\d+\.\d+)\."
+
+
+def _path(found: re.Match[str]) -> str:
+    return f"{found[1]}.path.{int(found[2]) - 1}"
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

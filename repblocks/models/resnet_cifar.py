@@ -1,4 +1,4 @@
-"""ResNet for images of 32 pixels: three stages of basic blocks, shortcuts without parameters.
+"""ResNet for images of 32 pixels: three stages of basic blocks.
 
 Source:
     He et al., Deep Residual Learning, CVPR 2016, section 4.2, https://arxiv.org/abs/1512.03385
@@ -13,29 +13,53 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repblocks.algebra import is_batch_norm
-from repblocks.blocks import ConvBlock
+from repblocks.blocks import ConvBlock, create_block
+from repblocks.branches import check_choice
 from repblocks.models._network import Network, check_stages, doubled
+from repblocks.models._rules import Rules
 from repblocks.models._slots import Slot
 from repblocks.models._variants import register_variants
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 blocks and a shortcut that subsamples and pads channels with zeros (option A)."""
+    """Two 3 x 3 blocks and a shortcut.
 
-    def __init__(self, slot: Slot, in_channels: int, channels: int, stride: int) -> None:
+    Args:
+        slot: What stands in the 3 x 3 places.
+        in_channels: C_in.
+        channels: C.
+        stride: Of the first 3 x 3 and of the shortcut.
+        projects: Whether a shortcut to other positions or channels is a pointwise convolution;
+            else it subsamples, and pads channels with zeros.
+    """
+
+    def __init__(
+        self, slot: Slot, in_channels: int, channels: int, stride: int, projects: bool
+    ) -> None:
         super().__init__()
         self.conv1 = slot(in_channels, channels, 3, stride)
         self.conv2 = slot(channels, channels, 3, activation=None)
         self.act = nn.ReLU()
         self.stride = stride
         self.missing = channels - in_channels
+        self.projection: nn.Module | None = None
+        if projects and (stride > 1 or self.missing):
+            self.projection = create_block(
+                "plain", in_channels, channels, 1, stride, activation=None
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
-        shortcut = x[:, :, :: self.stride, :: self.stride]
+        y: Tensor = self.act(self.conv2(self.conv1(x)) + self._shortcut(x))
+        return y
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.projection is not None:
+            projected: Tensor = self.projection(x)
+            return projected
         before = self.missing // 2
-        shortcut = functional.pad(shortcut, (0, 0, 0, 0, before, self.missing - before))
-        return self.act(self.conv2(self.conv1(x)) + shortcut)
+        padding = (0, 0, 0, 0, before, self.missing - before)
+        return functional.pad(x[:, :, :: self.stride, :: self.stride], padding)
 
 
 @final
@@ -46,6 +70,8 @@ class ResNetCifar(Network):
         depths: Basic blocks of each stage.
         widths: Channels of each stage.
         stem_stride: Stride of the stem.
+        shortcut: What leads to more channels: ``"pad"`` with zeros (option A of the paper), or a
+            ``"projection"`` (option B), as in ACNet's networks.
         block: A conv block by name for all 3 x 3 places; None for ``plain``.
         block_options: Options of the block.
         in_chans: Channels of the images.
@@ -61,6 +87,7 @@ class ResNetCifar(Network):
         widths: Sequence[int] = (16, 32, 64),
         *,
         stem_stride: int = 1,
+        shortcut: str = "pad",
         block: str | None = None,
         block_options: Mapping[str, Any] | None = None,
         in_chans: int = 3,
@@ -70,13 +97,14 @@ class ResNetCifar(Network):
         deploy: bool = False,
     ) -> None:
         check_stages(depths=depths, widths=widths)
+        check_choice("shortcut", shortcut, ("pad", "projection"))
         slot = Slot.create(block, block_options, "plain")
         stages, channels = [], widths[0]
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(BasicBlock(slot, channels, width, stride))
+                blocks.append(BasicBlock(slot, channels, width, stride, shortcut == "projection"))
                 channels = width
             stages.append(nn.Sequential(*blocks))
         super().__init__(
@@ -91,6 +119,15 @@ class ResNetCifar(Network):
         )
         if not deploy:
             he_normal_(self)
+
+    def official_rules(self) -> Rules:
+        """Return the names of ACNet, and what they are."""
+        return (
+            (r"^stage1\.conv1\.", "stem."),
+            (r"^stage(\d)\.projection\.", r"stage\1.block0.projection."),
+            (r"^stage(\d)\.block(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.{m[2]}."),
+            (r"^linear\.", "head.fc."),
+        )
 
 
 def he_normal_(model: nn.Module) -> None:

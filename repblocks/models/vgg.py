@@ -71,19 +71,21 @@ class VGG(Network):
         )
 
     def official_rules(self) -> Rules:
-        """Return the names of torchvision, of timm and of networks for CIFAR, and what they are.
+        """Return the names of torchvision, timm, ACNet and networks for CIFAR, and what they are.
 
-        The first two have three linear layers where this network has one: without classes it takes
-        their features, and leaves any classifier.
+        The first two have three linear layers where this network has one, ACNet has two: without
+        classes it takes their features, and leaves any classifier.
         """
-        flat = _layers("stem")
+        flat, blocks = _layers("stem"), ["stem"]
         for i, stage in enumerate(self.stages):
             for j in range(len(list(stage.children())) - 1):
-                flat += _layers(f"stages.{i}.{j}")
+                blocks.append(f"stages.{i}.{j}")
+                flat += _layers(blocks[-1])
             flat.append("pooling")
-        classifier = r"^(classifier|pre_logits|head\.fc)\."
+        classifier = r"^(classifier|pre_logits|head\.fc|linear[12])\."
         return (
             (r"^features\.(\d+)\.", lambda m: f"{flat[int(m[1])]}."),
+            (r"^stem\.conv(\d+)\.", lambda m: f"{blocks[int(m[1]) - 1]}."),
             (r"^classifier\.(?=(weight|bias)$)", "head.fc."),
             *(() if self.num_classes else ((classifier, None),)),
         )

@@ -211,6 +211,16 @@ WRAPPED = {
     "state_dict": lambda s: {"state_dict": s, "epoch": 3},
     "model": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1)},
     "averaged before plain": lambda s: {"model": {"x": torch.ones(1)}, "model_ema": s},
+    "basicsr": lambda s: {"params": {"x": torch.ones(1)}, "params_ema": s},
+    "basicsr without averages": lambda s: {"params": s},
+    "averaged": lambda s: {"state_dict": {"x": torch.ones(1)}, "ema_state_dict": s},
+    "averages of openmmlab": lambda s: {
+        "state_dict": s,
+        "ema_state_dict": {"steps": torch.tensor(7), "module.x": torch.ones(1)},
+    },
+    "no averages": lambda s: {"model_state_dict": s, "ema_state_dict": None},
+    "net": lambda s: {"net": s, "acc": 93.1, "epoch": 9},
+    "weights": lambda s: {"weights": s, "optimizer": {"state": {}}},
     "module": lambda s: {"state_dict": {f"module.{key}": value for key, value in s.items()}},
     "compiled": lambda s: {f"_orig_mod.module.{key}": value for key, value in s.items()},
 }
@@ -271,6 +281,14 @@ def test_another_number_of_classes_is_named():
     [
         ({}, "got nothing"),
         ({"a": 1, "b": torch.ones(1)}, "got a, which are no tensors"),
+        ({0: torch.ones(1)}, "got 0, which are no tensors"),
+        (
+            {"generator": {"a": torch.ones(1)}, "epoch": 3},
+            "got generator, epoch, which are no tensors. There are tensors under generator: give",
+        ),
+        ([1, 2], r"or have one under state_dict_ema, .*weights; got a value of the type list"),
+        (torch.ones(2, 3), r"must be a state dict.* got one tensor of the shape \(2, 3\)"),
+        (None, "must be a state dict.* got None"),
         ({"stem.conv.weight": torch.ones(1), "stem.rbr_reparam.weight": torch.ones(1)}, "Two"),
         ("nowhere.pth", "cannot be read from nowhere.pth: .*No such file"),
         ("nowhere.safetensors", "cannot be read from nowhere.safetensors: .*No such file"),
@@ -279,6 +297,16 @@ def test_another_number_of_classes_is_named():
 def test_what_is_no_checkpoint_is_refused(checkpoint, message):
     with pytest.raises(CheckpointError, match=message):
         load_official(small("repvgg"), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("held", "found"),
+    [([torch.ones(1)], "a value of the type list"), (torch.ones(3), "one tensor"), (None, "None")],
+)
+def test_a_file_that_holds_no_checkpoint_is_refused(held, found, tmp_path):
+    torch.save(held, tmp_path / "net.pth")
+    with pytest.raises(CheckpointError, match=f"must be a state dict, .* got {found}"):
+        load_official(small("repvgg"), tmp_path / "net.pth")
 
 
 def test_code_in_a_file_does_not_run(tmp_path):
