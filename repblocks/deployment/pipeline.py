@@ -29,6 +29,7 @@ from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
 from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.page import render_page
+from repblocks.deployment.probing import SCORES
 from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantized_forms import (
@@ -148,6 +149,8 @@ def deploy(
                 names = {"safetensors", *formats, *asked, *found.fastest_forms()}
             chosen = _keep([*chosen, *more], names, folder)
             forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
+        if quantized.scores:
+            measured[SCORES] = dict(quantized.scores)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
