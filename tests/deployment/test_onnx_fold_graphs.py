@@ -121,17 +121,44 @@ def test_padding_on_one_side_stays_and_takes_a_norm_in(folded):
 
 
 @pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_automatic_padding(folded, kind, stride):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(11, 12), (13, 11)])
+def test_automatic_padding(folded, kind, stride, sizes):
     graph = Graph()
-    x = graph.input("N", 4, 7, 7)
-    for k in (2, 3):
+    x = graph.input("N", 4, *sizes)
+    for k in (2, 3, 1):
         x = graph.conv(x, 4, 4, k, auto_pad=kind, strides=[stride] * 2, pads=None)
         x = graph.add("Relu", graph.norm(x, 4))
     graph.output(x)
-    is_known = kind == "VALID" or stride == 1
-    assert ("BatchNormalization" not in folded(graph)) == is_known
-    assert bool(folded.report.kept) != is_known
+    assert folded(graph) == {"Conv": 3, "Relu": 3}
+    assert folded.report.kept == ()
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+def test_branches_with_automatic_padding_become_one_convolution(folded, kind):
+    graph = Graph()
+    x = graph.input(1, 8, 15, 13)
+    options = {"auto_pad": kind, "strides": [2, 2], "pads": None}
+    parts = [graph.norm(graph.conv(x, 8, 8, k, **options), 8) for k in (3, 1)]
+    graph.output(graph.add("Add", *parts))
+    assert folded(graph) == {"Conv": 1}
+    (conv,) = onnx.load(folded.path).graph.node
+    attributes = {one.name: list(one.ints) for one in conv.attribute}
+    assert (attributes["kernel_shape"], attributes["pads"]) == ([3, 3], [1] * 4)
+    assert "auto_pad" not in attributes
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+def test_automatic_padding_of_sizes_that_are_free_is_left(folded, kind):
+    graph = Graph()
+    x = graph.input("N", 8, 15, "W")
+    options = {"auto_pad": kind, "strides": [2, 2], "pads": None}
+    parts = [graph.norm(graph.conv(x, 8, 8, k, **options), 8) for k in (3, 1)]
+    graph.output(graph.add("Add", *parts))
+    found = folded(graph, shapes=[1, 8, 15, 16])
+    assert found == {"Add": 1, "BatchNormalization": 1, "Conv": 2}  # 1x1 is never padded
+    reasons = [(one.name, one.reason) for one in folded.report.kept]
+    assert reasons == [("Conv_0", "Its padding depends on the size of the input.")]
 
 
 def test_sums_of_several_terms(folded):
