@@ -41,6 +41,7 @@ from repblocks.deployment.quantized_forms import (
 )
 from repblocks.deployment.report import DeploymentReport
 from repblocks.deployment.runtimes import all_contenders
+from repblocks.deployment.writing import write_text
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
 from repblocks.folding.fold_report import FoldReport
@@ -170,9 +171,9 @@ def deploy(
             layers=compare_layers(before, after, example_input[:1]),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
-        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_text(folder / "report.md", report.to_markdown())
         page = render_page(report, before, after, example_input[:1])
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        write_text(folder / "report.html", page)
         write_json(folder / MANIFEST_FILE, _manifest(folder, chosen, report, description))
     return report
 

@@ -26,6 +26,7 @@ from repblocks.deployment.onnx_fold.report import OnnxReport, Size
 from repblocks.deployment.onnx_fold.runtime import Runtime, open_file
 from repblocks.deployment.onnx_fold.translating import Translation, translate
 from repblocks.deployment.onnx_fold.writing import assemble, save
+from repblocks.deployment.writing import write_text, writing
 from repblocks.errors import ConfigurationError, RepblocksError
 from repblocks.folding import fold as folding
 from repblocks.folding.fold_report import FoldReport
@@ -79,9 +80,9 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         )
         _check_cost(report)
         write_json(folder / REPORT_FILE, report.to_dict())
-        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_text(folder / "report.md", report.to_markdown())
         page = render_onnx_page(report, original, folded, source.example)
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        write_text(folder / "report.html", page)
         about = {"format_version": FORMAT_VERSION, "versions": dict(report.versions)}
         write_json(folder / MANIFEST_FILE, describe_files(folder, [get_format("onnx")], **about))
     return report
@@ -140,8 +141,9 @@ def _batches(specs: Sequence[Spec], batches: Sequence[int]) -> Sequence[int]:
 
 def _written(source: _Source, folded: nn.Module, path: Path) -> onnx.ModelProto:
     model = assemble(source.translation, *emit(source.translation, folded))
-    save(model, path)
-    onnx.checker.check_model(path)
+    with writing(path.name):
+        save(model, path)
+        onnx.checker.check_model(path)
     return model
 
 
