@@ -16,6 +16,7 @@ from torch import nn
 
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
 from repblocks.deployment.manifest import files_in, listed_files
+from repblocks.deployment.writing import writing
 from repblocks.errors import ConfigurationError
 
 REPORT_FILE = "report.json"
@@ -140,6 +141,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         ConfigurationError: if a value is not plain, or a number is not finite.
+        RepblocksError: if the file cannot be written.
     """
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -150,7 +152,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
             f"{path.name} can hold plain values only (dict, list, str, int, finite float, bool, "
             f"None): {where}."
         ) from error
-    path.write_bytes(data)
+    with writing(path.name):
+        path.write_bytes(data)
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[str]:

@@ -122,10 +122,10 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
     """
     path = folder / MANIFEST_FILE
     try:
-        content = read_json(path)
+        content = _object("it", read_json(path))
         version = content.get("manifest_version")
-        files = content["files"] if version == MANIFEST_VERSION else {}
-        entries = {name: FileEntry(**entry) for name, entry in files.items()}
+        files = _object("files", content["files"]) if version == MANIFEST_VERSION else {}
+        entries = {name: FileEntry(**_object(name, entry)) for name, entry in files.items()}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"Cannot read {path}: {type(error).__name__} {error}. {_AGAIN}"
@@ -144,6 +144,12 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
             f"of {str(content.get(_SEAL))[:12]}... {_AGAIN}"
         )
     return entries
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} must be an object, got a {type(value).__name__}")
+    return value
 
 
 def check_file(folder: Path, name: str, entry: FileEntry) -> None:

@@ -30,6 +30,7 @@ from repblocks.deployment.load import FORMAT_VERSION
 from repblocks.deployment.manifest import MANIFEST_FILE, describe_files, files_in
 from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.page import render_page
+from repblocks.deployment.probing import SCORES
 from repblocks.deployment.provenance import code_state, versions
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantized_forms import (
@@ -41,6 +42,7 @@ from repblocks.deployment.quantized_forms import (
 )
 from repblocks.deployment.report import DeploymentReport, Rows
 from repblocks.deployment.runtimes import all_contenders
+from repblocks.deployment.writing import write_text
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
 from repblocks.folding.fold_report import FoldReport
@@ -150,6 +152,8 @@ def deploy(
                 names = {"safetensors", *formats, *wanted, *found.fastest_forms()}
             chosen = _keep([*chosen, *more], names, folder)
             forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
+        if quantized.scores:
+            measured[SCORES] = dict(quantized.scores)
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),
@@ -170,9 +174,9 @@ def deploy(
             layers=compare_layers(before, after, example_input[:1]),
         )
         write_json(folder / REPORT_FILE, report.to_dict())
-        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_text(folder / "report.md", report.to_markdown())
         page = render_page(report, before, after, example_input[:1])
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        write_text(folder / "report.html", page)
         asked = {
             "formats": list(formats),
             "onnx_export": asdict(options),

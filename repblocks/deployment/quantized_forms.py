@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from repblocks.deployment.accuracy import Agreement, compare_predictions
 from repblocks.deployment.formats import Export, Format, quantizing_formats
-from repblocks.deployment.probing import probes, relative, spread
+from repblocks.deployment.probing import excerpt, pictures, plain
 from repblocks.deployment.quantization.friendliness import (
     LayerFriendliness,
     measure_friendliness,
@@ -21,6 +21,7 @@ from repblocks.errors import ConfigurationError, RepblocksError, VerificationErr
 
 _REPORT_BATCH = 32
 Validation = Iterable[tuple[Tensor, Tensor]]
+Scores = list[list[float]]
 
 
 def usable(calibration: Iterable[Tensor], example: Tensor) -> list[Tensor]:
@@ -80,11 +81,14 @@ class Quantized:
         report: Of those that were judged, or None if none was.
         accepted: By name of those that were written, whether they are accurate enough.
         notes: Why those that nobody asked for by name are not chosen.
+        scores: By name, what those that were judged give for `pictures`, for another machine to
+            compare.
     """
 
     report: QuantizationReport | None = None
     accepted: Mapping[str, bool] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    scores: Mapping[str, Scores] = field(default_factory=dict)
 
 
 def write_quantized(formats: Sequence[Format], export: Export, validation: Validation) -> Quantized:
@@ -106,7 +110,8 @@ def write_quantized(formats: Sequence[Format], export: Export, validation: Valid
     judge = _Judge(export, validation)
     for form in chosen:
         judge.write(form)
-    return Quantized(judge.report(), {form.name: True for form in chosen})
+    accepted = {form.name: True for form in chosen}
+    return Quantized(judge.report(), accepted, scores=judge.scores)
 
 
 def try_quantized(
@@ -130,8 +135,8 @@ def try_quantized(
     try:
         check_images(export.calibration, validation if choose else (), note)
     except ConfigurationError as error:
-        return Quantized(known.report, known.accepted, (f"No INT8 form was timed. {error}",))
-    judge = _Judge(export, validation or (), known.report)
+        return replace(known, notes=(f"No INT8 form was timed. {error}",))
+    judge = _Judge(export, validation or (), known)
     accepted, notes = dict(known.accepted), []
     for form in tried:
         try:
@@ -147,7 +152,7 @@ def try_quantized(
             notes.append(f"{form.name} was not timed: {error}")
     if not choose:
         notes.append(_unjudged([form.name for form in tried if form.name in accepted], export))
-    return Quantized(judge.report(), accepted, tuple(filter(None, notes)))
+    return Quantized(judge.report(), accepted, tuple(filter(None, notes)), judge.scores)
 
 
 def _unjudged(names: Sequence[str], export: Export) -> str:
@@ -165,11 +170,12 @@ class _Judge:
     """Writes forms and compares each with the network in float32, image for image."""
 
     def __init__(
-        self, export: Export, validation: Validation, known: QuantizationReport | None = None
+        self, export: Export, validation: Validation, known: Quantized | None = None
     ) -> None:
-        self._export, self._validation, self._known = export, validation, known
-        self._forms: dict[str, Agreement] = dict(known.forms) if known else {}
-        self._differences = dict(known.differences) if known else {}
+        self._export, self._validation = export, validation
+        self._known = known.report if known else None
+        self._forms: dict[str, Agreement] = dict(self._known.forms) if self._known else {}
+        self.scores: dict[str, Scores] = dict(known.scores) if known else {}
 
     def write(self, form: Format) -> None:
         """Write a form and judge it.
@@ -185,11 +191,7 @@ class _Judge:
         if run is None or found is None:
             raise ConfigurationError(f"{form.file} cannot be judged on 0 validation images.")
         self._forms[form.name] = found
-        first, second = probes(export.example.shape[1:])
-        with torch.inference_mode():
-            expected = export.model(first)
-            scale = spread(expected, export.model(second))
-            self._differences[form.name] = relative(run(first), expected, scale)
+        self.scores[form.name] = plain(excerpt(run(pictures(export.example.shape[1:]))))
         check_drop(form.file, found, export.quantization.largest_drop)
 
     def report(self) -> QuantizationReport | None:
@@ -199,7 +201,7 @@ class _Judge:
         config, batches = self._export.quantization, self._export.calibration
         layers = self._known.layers if self._known else self._layers()
         count = sum(map(len, batches))
-        return QuantizationReport(config, count, layers, self._forms, self._differences)
+        return QuantizationReport(config, count, layers, self._forms)
 
     def _layers(self) -> tuple[LayerFriendliness, ...]:
         config = self._export.quantization

@@ -40,7 +40,8 @@ class DeploymentReport:
         note: Why there is no ``agreement``; empty if there is one.
         sizes: Bytes of each written file.
         versions: Of the packages that wrote the artifact.
-        measured: Latencies in milliseconds; the only part that another run does not repeat.
+        measured: Latencies in milliseconds, and what quantized forms give for seeded images; the
+            only part that another run does not repeat.
         fold: What became of a network that was folded as a whole, and what was left.
         not_run: Forms that nothing on this machine runs, so that only their contents were checked.
         quantization: What became of the quantized forms, or None if there are none.

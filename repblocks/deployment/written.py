@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from repblocks.deployment.formats import Export, Format, Run
-from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
+from repblocks.deployment.writing import writing
+from repblocks.errors import VerificationError
 from repblocks.folding.reference import Comparison, Reference
 
 
@@ -49,15 +50,11 @@ def written(form: Format, export: Export) -> Run | None:
         ConfigurationError: if what is asked of the form is not possible.
         RepblocksError: if the form cannot be written or loaded.
     """
-    try:
+    with writing(form.file):
         form.write(export)
         if form.check is None:
             return form.read(export.folder, export.model)
         form.check(export)
-    except (ConfigurationError, VerificationError):
-        raise
-    except Exception as error:  # exporters and runtimes raise classes of their own
-        raise RepblocksError(f"{form.file} could not be written: {error}") from error
     return None
 
 

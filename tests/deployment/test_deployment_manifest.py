@@ -223,7 +223,9 @@ def test_names_that_lead_elsewhere_are_refused(folder: Path, name: str) -> None:
     [
         (None, "Cannot read .*manifest.json: FileNotFoundError"),
         ("{", "Cannot read .*manifest.json: JSONDecodeError"),
-        ("[1]", "Cannot read .*manifest.json: AttributeError"),
+        ("[]", r"Cannot read .*manifest.json: TypeError it must be an object, got a list\."),
+        ('{"manifest_version": 2, "files": []}', "TypeError files must be an object, got a list"),
+        ('{"manifest_version": 2, "files": {"x": "y"}}', "TypeError x must be an object, got a s"),
         ('{"manifest_version": 2}', "Cannot read .*manifest.json: KeyError 'files'"),
         ('{"manifest_version": 2, "files": {"x": {}}}', "Cannot read .*manifest.json: TypeError"),
         ('{"manifest_version": 1}', "manifest.json has version 1; this version .* reads 2"),

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from deployment.onnx_graphs import Graph, repvgg_unit
 from deployment_nets import write_checkpoint
 from torch import nn
 
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.manifest import read_manifest
+from repblocks.deployment.onnx_fold import fold_onnx
+from repblocks.errors import RepblocksError
 
 ROOT = Path(__file__).parents[2]
 MODEL = {"name": "repblocks_repvgg_tiny", "kwargs": {"num_classes": 7, "in_chans": 3}}
@@ -143,3 +146,19 @@ def test_a_full_disk_keeps_the_old_artifact(checkpoint: Path, twice: list[Path],
         limit_file_size(resource.RLIM_INFINITY)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+@pytest.mark.parametrize(("size", "file"), [(512, "model.onnx"), (2048, "report.json")])
+def test_a_full_disk_is_told_of_an_onnx_file_as_of_a_checkpoint(
+    tmp_path: Path, size: int, file: str
+) -> None:
+    graph = Graph()
+    graph.output(repvgg_unit(graph, graph.input("N", 4, 6, 6), 4))
+    source = graph.save(tmp_path / "source.onnx")
+    limit_file_size(size)
+    try:
+        with pytest.raises(RepblocksError, match=rf"^{file} could not be written: \[Errno 27\]"):
+            fold_onnx(source, tmp_path / "out")
+    finally:
+        limit_file_size(resource.RLIM_INFINITY)
+    assert list(tmp_path.iterdir()) == [source]

@@ -8,7 +8,8 @@ import torch
 from deployment.onnx_graphs import Graph, kinds, repvgg_unit
 from onnx import TensorProto, helper
 
-from repblocks.deployment.onnx_fold import fold_onnx
+from repblocks.deployment.onnx_fold import fold_onnx, pipeline
+from repblocks.errors import VerificationError
 
 
 @pytest.fixture
@@ -121,17 +122,44 @@ def test_padding_on_one_side_stays_and_takes_a_norm_in(folded):
 
 
 @pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER", "VALID"])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_automatic_padding(folded, kind, stride):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [(11, 12), (13, 11)])
+def test_automatic_padding(folded, kind, stride, sizes):
     graph = Graph()
-    x = graph.input("N", 4, 7, 7)
-    for k in (2, 3):
+    x = graph.input("N", 4, *sizes)
+    for k in (2, 3, 1):
         x = graph.conv(x, 4, 4, k, auto_pad=kind, strides=[stride] * 2, pads=None)
         x = graph.add("Relu", graph.norm(x, 4))
     graph.output(x)
-    is_known = kind == "VALID" or stride == 1
-    assert ("BatchNormalization" not in folded(graph)) == is_known
-    assert bool(folded.report.kept) != is_known
+    assert folded(graph) == {"Conv": 3, "Relu": 3}
+    assert folded.report.kept == ()
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+def test_branches_with_automatic_padding_become_one_convolution(folded, kind):
+    graph = Graph()
+    x = graph.input(1, 8, 15, 13)
+    options = {"auto_pad": kind, "strides": [2, 2], "pads": None}
+    parts = [graph.norm(graph.conv(x, 8, 8, k, **options), 8) for k in (3, 1)]
+    graph.output(graph.add("Add", *parts))
+    assert folded(graph) == {"Conv": 1}
+    (conv,) = onnx.load(folded.path).graph.node
+    attributes = {one.name: list(one.ints) for one in conv.attribute}
+    assert (attributes["kernel_shape"], attributes["pads"]) == ([3, 3], [1] * 4)
+    assert "auto_pad" not in attributes
+
+
+@pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
+def test_automatic_padding_of_sizes_that_are_free_is_left(folded, kind):
+    graph = Graph()
+    x = graph.input("N", 8, 15, "W")
+    options = {"auto_pad": kind, "strides": [2, 2], "pads": None}
+    parts = [graph.norm(graph.conv(x, 8, 8, k, **options), 8) for k in (3, 1)]
+    graph.output(graph.add("Add", *parts))
+    found = folded(graph, shapes=[1, 8, 15, 16])
+    assert found == {"Add": 1, "BatchNormalization": 1, "Conv": 2}  # 1x1 is never padded
+    reasons = [(one.name, one.reason) for one in folded.report.kept]
+    assert reasons == [("Conv_0", "Its padding depends on the size of the input.")]
 
 
 def test_sums_of_several_terms(folded):
@@ -323,8 +351,53 @@ def test_free_sizes_are_folded_at_given_ones_and_stay_free(folded):
     graph = Graph()
     graph.output(repvgg_unit(graph, graph.input("N", 4, "H", "W"), 4))
     assert folded(graph, shapes=[2, 4, 6, 6]) == {"Conv": 1, "Relu": 1}
+    shapes = [one.shapes for one in folded.report.proofs]
+    assert shapes == [*(((n, 4, 6, 6),) for n in (1, 2, 5)), ((2, 4, 70, 102),)]
+    assert all(one.folded.tolerance < 1e-4 for one in folded.report.proofs)
+    assert folded.report.unproven == ()
     session = onnxruntime.InferenceSession(folded.path, providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": np.zeros((3, 4, 9, 7), np.float32)})[0].shape == (3, 4, 9, 7)
+
+
+def test_a_fold_that_is_exact_at_one_size_alone_is_seen(tmp_path, monkeypatch):
+    graph = Graph(opset=17)
+    x = repvgg_unit(graph, graph.input("N", 4, "H", 6), 4)
+    graph.output(graph.add("Resize", x, "", graph.constant(np.float32([1, 1, 2, 2]))))
+    source = graph.save(tmp_path / "source.onnx")
+    written = pipeline.assemble
+
+    def of_one_size(*arguments):
+        model = written(*arguments)
+        (resize,) = [node for node in model.graph.node if node.op_type == "Resize"]
+        sizes = onnx.numpy_helper.from_array(np.int64([12, 12]), "sizes")
+        model.graph.initializer.append(sizes)
+        resize.input[2:] = ["", "sizes"]
+        resize.attribute.append(helper.make_attribute("axes", [2, 3]))
+        model.opset_import[0].version = 18
+        return model
+
+    fold_onnx(source, tmp_path / "good", [1, 4, 6, 6])
+    monkeypatch.setattr(pipeline, "assemble", of_one_size)
+    with pytest.raises(
+        VerificationError,
+        match=r"shapes {'': \(2, 4, 12, 12\)}, the original's {'': \(2, 4, 140, 12\)}",
+    ):
+        fold_onnx(source, tmp_path / "out", [1, 4, 6, 6])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_original_does_not_take_is_named_with_its_reason(folded):
+    graph = Graph()
+    x = graph.add("Flatten", repvgg_unit(graph, graph.input("N", 4, "H", "W"), 4))
+    graph.output(graph.add("MatMul", x, graph.weight(144, 3)), rank=2)
+    assert folded(graph, shapes=[1, 4, 6, 6])["Conv"] == 1
+    assert len(folded.report.proofs) == 3
+    (left,) = folded.report.unproven
+    assert left.shapes == ((2, 4, 70, 102),)
+    assert "MatMul" in left.reason
+    for name in ("report.md", "report.html"):
+        assert "2x4x70x102" in (folded.path.parent / name).read_text("utf-8")
+    assert "not compared at 2x4x70x102" in [*folded.report.to_table().columns[0].cells]
 
 
 def test_external_data_is_read(tmp_path):

@@ -5,26 +5,30 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from deployment_nets import images, trained_net, write_checkpoint
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from test_deployment_pipeline import deploy_again
 from test_report_page import Page
 from torch import Tensor
 
 from repblocks.data import SyntheticDataModule
 from repblocks.deployment.accuracy import Agreement
-from repblocks.deployment.checking import check_artifact
+from repblocks.deployment.checking import Check, check_artifact
 from repblocks.deployment.formats import Export, get_format
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.manifest import describe_files
+from repblocks.deployment.probing import excerpt
 from repblocks.deployment.quantization import QuantizationConfig
 from repblocks.deployment.quantization.report import check_drop
 from repblocks.deployment.report import DeploymentReport
@@ -112,29 +116,112 @@ def test_the_report_says_what_each_layer_loses(quantized: Deployed) -> None:
     assert shown.count("quantization", "rect") == 3
 
 
-def test_a_quantized_form_that_is_another_function_fails(
-    quantized: Deployed, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(quantized[0], tmp_path / "artifact"))
-    found = {one.name: one for one in check_artifact(folder)}
-    assert found["onnx_int8"].status == "passed"
-    assert quantized[1].quantization is not None
-    difference = quantized[1].quantization.differences["onnx_int8"]
-    assert 1e-4 < difference < 0.5
+def zeros(values: np.ndarray) -> np.ndarray:
+    return np.zeros_like(values)
+
+
+def others(values: np.ndarray) -> np.ndarray:
+    return np.random.default_rng(0).integers(-64, 64, values.shape).astype(np.int8)
+
+
+def change_weights(folder: Path, change: Callable[[np.ndarray], np.ndarray], most: int) -> None:
+    """Change the first kernels of the form in 8 bits."""
     model = onnx.load(folder / "model_int8.onnx")
-    random = np.random.default_rng(0)
-    for one in model.graph.initializer:
-        if one.data_type == onnx.TensorProto.INT8 and len(one.dims) >= 2:
-            values = random.integers(-64, 64, tuple(one.dims)).astype(np.int8)
-            one.CopyFrom(onnx.numpy_helper.from_array(values, one.name))
+    found = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    for one in [one for one in found if len(one.dims) >= 2][:most]:
+        values = change(onnx.numpy_helper.to_array(one))
+        one.CopyFrom(onnx.numpy_helper.from_array(values, one.name))
     onnx.save(model, folder / "model_int8.onnx")
-    names = ("safetensors", "onnx_int8")
-    manifest = describe_files(folder, map(get_format, names))
+
+
+def checked(folder: Path, **changes: Any) -> dict[str, Check]:
+    """Check a folder whose manifest was written anew, after changes to its report."""
+    path = folder / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**report, **changes}), encoding="utf-8")
+    manifest = describe_files(folder, map(get_format, ("safetensors", "onnx_int8")))
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    found = {one.name: one for one in check_artifact(folder)}
-    assert found["onnx_int8"].status == "failed"
-    assert ", allowed " in found["onnx_int8"].note
-    assert found["safetensors"].status == "passed"
+    return {one.name: one for one in check_artifact(folder)}
+
+
+@pytest.fixture
+def copied(quantized: Deployed, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(quantized[0], tmp_path / "artifact"))
+
+
+@pytest.mark.parametrize("change", [zeros, others])
+@pytest.mark.parametrize("most", [1, 9])
+def test_a_quantized_form_that_is_another_function_fails(
+    copied: Path, change: Callable[[np.ndarray], np.ndarray], most: int
+) -> None:
+    text = "differs from what it gave when it was written by "
+    found = checked(copied)["onnx_int8"]
+    assert found.status == "passed"
+    assert found.note.startswith(text)
+    change_weights(copied, change, most)
+    found = checked(copied)["onnx_int8"]
+    assert found.status == "failed"
+    assert found.note.startswith(text)
+    assert found.note.endswith(", allowed 1.00e-01")
+    assert checked(copied)["safetensors"].status == "passed"
+
+
+def test_what_a_quantized_form_gave_tells_images_apart(quantized: Deployed) -> None:
+    (recorded,) = quantized[1].measured["quantized_scores"].values()
+    scores = torch.tensor(recorded)
+    assert scores.shape == (4, 7)
+    assert (scores - scores.mean(0)).std() > 0.2 * scores.std()
+
+
+def test_kernels_that_round_in_another_way_pass(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_floats(path: Path) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr("repblocks.deployment.formats.onnx_int8.open_session", in_floats)
+    assert checked(copied)["onnx_int8"].status == "passed"
+
+
+def test_a_form_is_compared_with_its_own_record_where_no_other_can_be_run(copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    save_file({**weights, "head.bias": torch.full((7,), torch.nan)}, copied / "model.safetensors")
+    assert checked(copied)["onnx_int8"].status == "passed"
+    change_weights(copied, zeros, 9)
+    assert checked(copied)["onnx_int8"].status == "failed"
+
+
+def test_older_artifacts_have_a_loose_bound_and_say_so(copied: Path) -> None:
+    report = json.loads((copied / "report.json").read_text(encoding="utf-8"))
+    measured = {k: v for k, v in report["measured"].items() if k != "quantized_scores"}
+    for difference, status in ((0.5, "passed"), (0.0, "failed")):
+        quantization = {**report["quantization"], "differences": {"onnx_int8": difference}}
+        found = checked(copied, measured=measured, quantization=quantization)["onnx_int8"]
+        assert found.status == status
+        assert found.note.startswith("differs from safetensors by ")
+        assert found.note.endswith("as this older artifact does not say what the form gave")
+
+
+@pytest.mark.parametrize(
+    "scores", [[1], "x", {"onnx_int8": [1.0]}, {"onnx_int8": [[10**400]]}, {"onnx_int8": [[1], []]}]
+)
+def test_a_record_that_is_none_fails(copied: Path, scores: Any) -> None:
+    found = checked(copied, measured={"quantized_scores": scores})["forms"]
+    assert found.status == "failed"
+    assert "report.json holds no tolerances of its forms: " in found.note
+
+
+def test_a_record_of_other_images_fails(copied: Path) -> None:
+    found = checked(copied, measured={"quantized_scores": {"onnx_int8": [[1.0, 2.0]]}})
+    assert found["onnx_int8"].note == "gives scores of shape (4, 7) instead of (1, 2)"
+
+
+def test_of_many_scores_some_are_recorded() -> None:
+    assert excerpt(torch.randn(4, 1000)).shape == (4, 100)
+    assert excerpt(torch.randn(4, 3, 5, 7)).shape == (4, 53)
+    assert excerpt(torch.randn(4, 7)).shape == (4, 7)
 
 
 @pytest.mark.parametrize("name", ["onnx_int8", "openvino_int8"])

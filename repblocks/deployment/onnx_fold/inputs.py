@@ -14,6 +14,8 @@ from repblocks.errors import ConfigurationError
 #: Sizes for each input, or for the only one.
 Shapes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
+# Other sizes differ by a multiple of what any network halves its images to, each by another one.
+_STEP = 32
 _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
@@ -35,20 +37,27 @@ class Spec:
         name: Its name.
         sizes: Its shape; None for a size that is free.
         dtype: Its type.
-        has_free_batch: Whether the first size was free in the file.
+        free: The axes whose sizes were free in the file.
     """
 
     name: str
     sizes: tuple[int | None, ...]
     dtype: torch.dtype
-    has_free_batch: bool
+    free: tuple[int, ...]
 
-    def example(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Make random values of this type, with another first size where that is free."""
-        sizes = list(self.sizes)
-        if self.has_free_batch:
-            sizes[0] = batch
-        shape = [size or 1 for size in sizes]
+    def example(self, batch: int, generator: torch.Generator, *, is_larger: bool = False) -> Tensor:
+        """Make random values of this type.
+
+        Args:
+            batch: The first size, where that is free.
+            generator: Of the values.
+            is_larger: Whether the other sizes that are free are larger than those given.
+        """
+        shape = [size or 1 for size in self.sizes]
+        for axis in self.free:
+            shape[axis] += _STEP * axis * is_larger
+        if 0 in self.free:
+            shape[0] = batch
         if self.dtype.is_floating_point:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(self.dtype)
         # Numbers that are valid as images, and small ones that are valid as indices.
@@ -113,8 +122,8 @@ def _spec(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> Spec:
             "it at with onnx_shape, for example onnx_shape=[1,3,224,224]; the written file keeps "
             "them free."
         )
-    has_free_batch = bool(dims) and dims[0] is None
-    return Spec(value.name, sizes, _DTYPES[tensor.elem_type], has_free_batch)
+    free = tuple(axis for axis, size in enumerate(dims) if size is None)
+    return Spec(value.name, sizes, _DTYPES[tensor.elem_type], free)
 
 
 def _filled(
@@ -135,7 +144,9 @@ def _filled(
     return tuple(given)
 
 
-def examples(specs: Sequence[Spec], batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+def examples(
+    specs: Sequence[Spec], batch: int, seed: int = 0, *, is_larger: bool = False
+) -> tuple[Tensor, ...]:
     """Make one example of each input, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(spec.example(batch, generator) for spec in specs)
+    return tuple(spec.example(batch, generator, is_larger=is_larger) for spec in specs)

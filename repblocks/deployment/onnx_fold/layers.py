@@ -19,6 +19,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _GLOBAL = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 _PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+_BY_SIZE = "Its padding depends on the size of the input."
 
 
 @translates("Conv")
@@ -54,7 +55,7 @@ def _conv_transpose(node: Node) -> nn.Module:
     groups = node.options.get("group", 1)
     stride, dilation = _each(node, "strides", ndim), _each(node, "dilations", ndim)
     if "output_shape" in node.options:
-        raise NotFoldable("Its padding depends on the size of the input.")
+        raise NotFoldable(_BY_SIZE)
     pads = _pads(node, [1] * ndim, stride, dilation)
     if pads[:ndim] != pads[ndim:]:
         raise NotFoldable("It is padded more on one side than on the other.")
@@ -98,11 +99,26 @@ def _pads(
         return tuple(node.options.get("pads", [0] * (2 * len(sizes))))
     if kind == "VALID":
         return (0,) * (2 * len(sizes))
-    if any(step != 1 for step in stride) or node.proto.op_type == "ConvTranspose":
-        raise NotFoldable("Its padding depends on the size of the input.")
-    totals = [d * (k - 1) for k, d in zip(sizes, dilation, strict=True)]
+    if node.proto.op_type == "ConvTranspose":
+        raise NotFoldable(_BY_SIZE)
+    reads = (node.reads or [""] * (2 + len(sizes)))[2:]
+    totals = list(map(_total, reads, sizes, stride, dilation))
     less, more = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return tuple([*less, *more] if kind == "SAME_UPPER" else [*more, *less])
+
+
+def _total(size: int | str, taps: int, stride: int, dilation: int) -> int:
+    """Return the padding on both sides of an axis after which it is as long as its windows allow.
+
+    Raises:
+        NotFoldable: if it depends on the size of the input, which is free.
+    """
+    extent = dilation * (taps - 1) + 1
+    if 1 in (stride, extent):  # whatever the size
+        return extent - 1
+    if isinstance(size, str):
+        raise NotFoldable(_BY_SIZE)
+    return max((-(-size // stride) - 1) * stride + extent - size, 0)
 
 
 @translates("BatchNormalization")

@@ -28,6 +28,7 @@ class Node:
         inputs: The example's value at each input; None where there is a constant or nothing.
         opset: The version of the standard operators.
         shape: Of its output as far as it is the same for all inputs: a size, or the name of one.
+        reads: The same of its first input.
         axes: By their names, the free sizes of the first input of the graph.
     """
 
@@ -37,6 +38,7 @@ class Node:
     inputs: Sequence[Tensor | None]
     opset: int
     shape: Sequence[int | str] | None = None
+    reads: Sequence[int | str] | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
 
     def constant(self, place: int) -> np.ndarray | None:

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from repblocks.deployment.onnx_fold.report import KEPT_HEADER, PROOF_HEADER, OnnxReport
+from repblocks.deployment.onnx_fold.report import (
+    KEPT_HEADER,
+    PROOF_HEADER,
+    UNPROVEN_HEADER,
+    OnnxReport,
+)
 from repblocks.deployment.page import pictures
 from repblocks.deployment.page.rendering import (
     FOLDED,
@@ -43,6 +48,7 @@ def render_onnx_page(
             "Is it the same function?",
             paragraph(report.proof),
             proofs,
+            *_unproven(report),
             *layer_by_layer(report.layers),
         ),
         section("folded", FOLDED, *regions(report.fold), *_kept(report)),
@@ -61,6 +67,11 @@ def _cards(report: OnnxReport) -> list[tuple[str, str, str]]:
         ("values of initializers", f"{after.parameters:,}", f"before: {before.parameters:,}"),
         difference(worst.folded),
     ]
+
+
+def _unproven(report: OnnxReport) -> list[str]:
+    rows = report.unproven_rows()
+    return [table(UNPROVEN_HEADER, rows, numbers_from=len(UNPROVEN_HEADER))] if rows else []
 
 
 def _kept(report: OnnxReport) -> list[str]:

@@ -20,12 +20,13 @@ from repblocks.deployment.onnx_fold.emitting import emit
 from repblocks.deployment.onnx_fold.inputs import Shapes, Spec, examples, specs_of
 from repblocks.deployment.onnx_fold.modules import NODE
 from repblocks.deployment.onnx_fold.page import render_onnx_page
-from repblocks.deployment.onnx_fold.proving import Proof, prove
+from repblocks.deployment.onnx_fold.proving import prove_all
 from repblocks.deployment.onnx_fold.reading import read_model
 from repblocks.deployment.onnx_fold.report import OnnxReport, Size
 from repblocks.deployment.onnx_fold.runtime import Runtime, open_file
 from repblocks.deployment.onnx_fold.translating import Translation, translate
 from repblocks.deployment.onnx_fold.writing import assemble, save
+from repblocks.deployment.writing import write_text, writing
 from repblocks.errors import ConfigurationError, RepblocksError
 from repblocks.folding import fold as folding
 from repblocks.folding.fold_report import FoldReport
@@ -34,6 +35,8 @@ FILE = "model.onnx"
 _PACKAGES = ("repblocks", "torch", "onnx", "onnxruntime")
 # The graph is folded at the first of these batches that it takes, and run at all that it takes.
 _FOLDED_AT, _RUN_AT = (2, 1), (1, 2, 5)
+# Not 0, which a comparison draws the values from that it tells these apart from.
+_OTHER_SEED = 3
 
 
 def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> OnnxReport:
@@ -62,7 +65,8 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         model = _written(source, folded, folder / FILE)
         names = source.translation.inputs
         after = open_file(folder / FILE, source.example, names)
-        proofs, fold = tuple(_proofs(source, after)), _report(folded)
+        fold = _report(folded)
+        proofs, unproven = prove_all(source.translation, source.runtime, after, _inputs(source))
         write_json(folder / CONFIG_FILE, _config(source.translation.model))
         original = source.translation.module
         report = OnnxReport(
@@ -76,12 +80,13 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
             {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             {name: (folder / name).stat().st_size for name in files_in(folder)},
             tuple(_layers(source, folded)),
+            unproven,
         )
         _check_cost(report)
         write_json(folder / REPORT_FILE, report.to_dict())
-        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        write_text(folder / "report.md", report.to_markdown())
         page = render_onnx_page(report, original, folded, source.example)
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        write_text(folder / "report.html", page)
         about = {"format_version": FORMAT_VERSION, "versions": dict(report.versions)}
         write_json(folder / MANIFEST_FILE, describe_files(folder, [get_format("onnx")], **about))
     return report
@@ -103,12 +108,14 @@ class _Source:
 
     Args:
         specs: Its inputs.
+        batch: Of the example, where that is free.
         example: Those that it is folded at.
         runtime: What runs it.
         translation: The graph as a torch module.
     """
 
     specs: tuple[Spec, ...]
+    batch: int
     example: tuple[Tensor, ...]
     runtime: Runtime
     translation: Translation
@@ -117,17 +124,17 @@ class _Source:
     def read(cls, path: Path, shapes: Shapes) -> _Source:
         model = read_model(path)
         specs = specs_of(model, shapes)
-        example, runtime = _opened(path, specs)
-        return cls(specs, example, runtime, translate(model, specs, example))
+        batch, example, runtime = _opened(path, specs)
+        return cls(specs, batch, example, runtime, translate(model, specs, example))
 
 
-def _opened(path: Path, specs: Sequence[Spec]) -> tuple[tuple[Tensor, ...], Runtime]:
+def _opened(path: Path, specs: Sequence[Spec]) -> tuple[int, tuple[Tensor, ...], Runtime]:
     """Open the file with the first example that it takes."""
     names = [spec.name for spec in specs]
     for batch in _batches(specs, _FOLDED_AT):
         example = examples(specs, batch)
         try:
-            return example, open_file(path, example, names)
+            return batch, example, open_file(path, example, names)
         except ConfigurationError as error:
             problem = error
     raise problem
@@ -135,26 +142,24 @@ def _opened(path: Path, specs: Sequence[Spec]) -> tuple[tuple[Tensor, ...], Runt
 
 def _batches(specs: Sequence[Spec], batches: Sequence[int]) -> Sequence[int]:
     """Return the batches to try: one if none is free."""
-    return batches if any(spec.has_free_batch for spec in specs) else batches[:1]
+    return batches if any(0 in spec.free for spec in specs) else batches[:1]
 
 
 def _written(source: _Source, folded: nn.Module, path: Path) -> onnx.ModelProto:
     model = assemble(source.translation, *emit(source.translation, folded))
-    save(model, path)
-    onnx.checker.check_model(path)
+    with writing(path.name):
+        save(model, path)
+        onnx.checker.check_model(path)
     return model
 
 
-def _proofs(source: _Source, folded: Runtime) -> Iterator[Proof]:
-    """Compare the files at each batch that the original takes."""
-    names = source.translation.outputs
-    for batch in _batches(source.specs, _RUN_AT):
-        inputs = examples(source.specs, batch, seed=batch)
-        try:
-            source.runtime.run(inputs, names)
-        except Exception:  # noqa: BLE001 # ONNX Runtime has classes of its own
-            continue
-        yield prove(source.translation, source.runtime, folded, inputs)
+def _inputs(source: _Source) -> Iterator[tuple[Tensor, ...]]:
+    """Give what the files are compared on: several batches, and other sizes where they are free."""
+    specs = source.specs
+    for batch in _batches(specs, _RUN_AT):
+        yield examples(specs, batch, seed=batch)
+    if any(axis for spec in specs for axis in spec.free):
+        yield examples(specs, source.batch, _OTHER_SEED, is_larger=True)
 
 
 def _layers(source: _Source, folded: nn.Module) -> Iterator[LayerError]:

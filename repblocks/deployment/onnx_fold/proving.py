@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,46 @@ class Proof:
     folded: Comparison
 
 
+@dataclass(frozen=True)
+class Unproven:
+    """An input that free sizes allow, and that the original does not take.
+
+    Args:
+        shapes: Of the inputs.
+        reason: What ran it says why.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    reason: str
+
+
+def prove_all(
+    translation: Translation,
+    original: Runtime,
+    folded: Runtime,
+    examples: Iterable[Sequence[Tensor]],
+) -> tuple[tuple[Proof, ...], tuple[Unproven, ...]]:
+    """Compare the files on each input that the original takes.
+
+    Raises:
+        VerificationError: as for :func:`prove`.
+    """
+    proofs, unproven = [], []
+    for inputs in examples:
+        try:
+            original.run(inputs, translation.outputs)
+        except Exception as error:  # noqa: BLE001 # ONNX Runtime has classes of its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            unproven.append(Unproven(_shapes(inputs), reason))
+        else:
+            proofs.append(prove(translation, original, folded, inputs))
+    return tuple(proofs), tuple(unproven)
+
+
+def _shapes(inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(x.shape) for x in inputs)
+
+
 def prove(
     translation: Translation, original: Runtime, folded: Runtime, inputs: Sequence[Tensor]
 ) -> Proof:
@@ -44,7 +84,7 @@ def prove(
     reference = Reference(translation.module, tuple(inputs), translation.dtype)
     before = _compare(reference, translation, original, "The original file, run")
     after = _compare(reference, translation, folded, "The folded file, run")
-    return Proof(tuple(tuple(x.shape) for x in inputs), before, after)
+    return Proof(_shapes(inputs), before, after)
 
 
 def _compare(

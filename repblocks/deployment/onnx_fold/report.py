@@ -12,7 +12,7 @@ import onnx
 from rich.table import Table
 
 from repblocks.deployment.layer_errors import LayerError
-from repblocks.deployment.onnx_fold.proving import Proof
+from repblocks.deployment.onnx_fold.proving import Proof, Unproven
 from repblocks.deployment.onnx_fold.translating import Kept
 from repblocks.deployment.report import LAYER_HEADER, layer_rows, markdown_table, size_rows
 from repblocks.folding.fold_report import FoldReport
@@ -60,6 +60,7 @@ class OnnxReport:
         versions: Of the packages that made it.
         sizes: Bytes of each written file.
         layers: How far each layer is from a float64 run of the original graph.
+        unproven: Inputs that free sizes allow, on which nothing was compared.
     """
 
     source: str
@@ -72,6 +73,7 @@ class OnnxReport:
     versions: Mapping[str, str]
     sizes: Mapping[str, int]
     layers: tuple[LayerError, ...]
+    unproven: tuple[Unproven, ...] = ()
 
     #: What the differences of :meth:`proof_rows` are.
     proof: ClassVar[str] = (
@@ -91,6 +93,7 @@ class OnnxReport:
             markdown_table(("", "original", "folded"), self.cost_rows()),
             f"{self.verdict()} {self.proof}",
             markdown_table(PROOF_HEADER, self.proof_rows()),
+            markdown_table(UNPROVEN_HEADER, self.unproven_rows()) if self.unproven else "",
             markdown_table(KEPT_HEADER, kept) if kept else "",
             self.fold.to_markdown(),
             f"{_LAYERS}\n\n{markdown_table(LAYER_HEADER, layers)}" if layers else "",
@@ -108,6 +111,8 @@ class OnnxReport:
         table.add_section()
         for shapes, before, after, allowed in self.proof_rows():
             table.add_row(f"difference at {shapes}", before, f"{after} (allowed {allowed})")
+        for shapes, reason in self.unproven_rows():
+            table.add_row(f"not compared at {shapes}", reason, "")
         return table
 
     def verdict(self) -> str:
@@ -137,7 +142,7 @@ class OnnxReport:
         """Give each input with the differences, under :data:`PROOF_HEADER`."""
         return [
             (
-                ", ".join("x".join(map(str, shape)) for shape in one.shapes),
+                _readable(one.shapes),
                 f"{one.original.rms_rel:.2e}",
                 f"{one.folded.rms_rel:.2e}",
                 f"{one.folded.tolerance:.2e}",
@@ -145,7 +150,16 @@ class OnnxReport:
             for one in self.proofs
         ]
 
+    def unproven_rows(self) -> list[tuple[str, ...]]:
+        """Give each input that was not compared, under :data:`UNPROVEN_HEADER`."""
+        return [(_readable(one.shapes), one.reason) for one in self.unproven]
+
+
+def _readable(shapes: tuple[tuple[int, ...], ...]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes)
+
 
 PROOF_HEADER = ("input", "original", "folded", "allowed")
+UNPROVEN_HEADER = ("not compared at", "as the original does not run there")
 KEPT_HEADER = ("kept as it is", "operator", "reason")
 _LAYERS = "Error of each layer's output against float64, RMS relative to that output:"

@@ -219,6 +219,7 @@ class _Translator:
                 [self._examples.get(name) for name in node.input],
                 self._opset,
                 self._shapes.get(node.output[0]),
+                self._shapes.get(node.input[0]),
                 self._axes,
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from repblocks.deployment.accuracy import Agreement
 from repblocks.deployment.quantization.friendliness import LayerFriendliness
@@ -26,15 +26,12 @@ class QuantizationReport:
         layers: What each layer alone loses, before anything is done about it.
         forms: The deployed network in float32 and each quantized form, under the names that
             `Agreement` has for the two: training and deployed form.
-        differences: How far the scores of each form are from those in float32 on seeded noise,
-            RMS relative to the part of them that depends on the images.
     """
 
     config: QuantizationConfig
     num_images: int
     layers: tuple[LayerFriendliness, ...]
     forms: Mapping[str, Agreement]
-    differences: Mapping[str, float] = field(default_factory=dict)
 
     def form_rows(self) -> Rows:
         """Give a row a form, under `FORM_HEADER`."""
