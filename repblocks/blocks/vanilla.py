@@ -17,6 +17,7 @@ its BatchNorm; another conv block may take the place of the depthwise convolutio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from math import cos, pi
 from typing import Any, final
 
@@ -30,11 +31,10 @@ from repblocks.blocks._registry import register_stage_block
 from repblocks.blocks._stage import Affine, StageBlock, depthwise_block
 from repblocks.blocks._tail import create_activation
 from repblocks.branches import ConvShape, check_choice, check_count
-from repblocks.errors import NotFoldable
+from repblocks.errors import ConfigurationError, NotFoldable
 
 SCHEDULES = ("linear", "cosine")
 _POOLS = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-_POOLS_TO = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}
 
 
 class AnnealedReLU(nn.Module):
@@ -49,6 +49,33 @@ class AnnealedReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, *spatial)`` value by value."""
         return torch.where(x > 0, x, x * self.slope.to(x.dtype))
+
+
+class MaxPoolTo(nn.Module):
+    """The maxima of torch's adaptive pooling, by operations that every format of export has.
+
+    Args:
+        size: Positions that are left of each axis.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, *spatial)`` to ``(N, C, size, ...)``."""
+        for axis in range(2, x.ndim):
+            taken = [x.index_select(axis, each.to(x.device)) for each in self._taps(x.shape[axis])]
+            x = reduce(torch.maximum, taken)
+        return x
+
+    def _taps(self, length: int) -> list[Tensor]:
+        """Return the first position of each window, the second, and so on; short ones repeat."""
+        starts = [i * length // self.size for i in range(self.size)]
+        lasts = [((i + 1) * length - 1) // self.size for i in range(self.size)]
+        windows = [*zip(starts, lasts, strict=True)]
+        widest = max(last - start for start, last in windows)
+        return [torch.tensor([min(s + n, last) for s, last in windows]) for n in range(widest + 1)]
 
 
 @rule(AnnealedReLU)
@@ -145,7 +172,7 @@ class VanillaBlock(StageBlock):
             norm.eps = 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *spatial / (stride * pool))``."""
+        """Map ``(N, C_in, *spatial)`` to ``(N, C_out, *sizes)``, ``spatial / (stride * pool)``."""
         y: Tensor = self.series(self.act(self.pool(self.conv(x))))
         return y
 
@@ -158,8 +185,14 @@ class VanillaBlock(StageBlock):
 
 
 def _pool(pool: int, pool_to: int | None, ndim: int) -> nn.Module:
-    """Return a maximum over some positions, or one that leaves some."""
+    """Return a maximum over some positions, or one that leaves some.
+
+    Raises:
+        ConfigurationError: if both are asked for.
+    """
     if pool_to is not None:
         check_count("pool_to", pool_to)
-        return _POOLS_TO[ndim](pool_to)
+        if pool != 1:
+            raise ConfigurationError(f"pool must be 1 with pool_to={pool_to}, got {pool}.")
+        return MaxPoolTo(pool_to)
     return nn.Identity() if pool == 1 else _POOLS[ndim](pool)

@@ -177,12 +177,11 @@ def deploy(
         write_text(folder / "report.md", report.to_markdown())
         page = render_page(report, before, after, example_input[:1])
         write_text(folder / "report.html", page)
-        asked = {
+        asked = description.get("deployment") or {
             "formats": list(formats),
             "onnx_export": asdict(options),
             "quantization": asdict(export.quantization),
             "latency": latency,
-            **(description.get("deployment") or {}),
         }
         manifest = describe_files(
             folder,
@@ -249,7 +248,7 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
 
 def _left(after: nn.Module, blocks: Sequence[FoldedBlock]) -> Rows:
     """Tell the layers with weights that no block holds, where blocks were folded."""
-    inside = tuple(f"{block.path}." for block in blocks)
+    inside = tuple(f"{block.path}.".lstrip(".") for block in blocks)
     left: Rows = []
     for path, layer in after.named_modules():
         own = [*layer.parameters(recurse=False)]

@@ -63,7 +63,13 @@ def _dense(parts: _Parts) -> Tensor:
 
 
 def _scaled(vector: Tensor, *kernels: Tensor) -> Tensor:
-    """Return the sum of kernels, each times its row of factors; more rows are of none."""
+    """Return the sum of kernels, each times its row of factors; more rows are of none.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if len(vector) < len(kernels):
+        raise ValueError(f"vector has {len(vector)} rows for {len(kernels)} kernels")
     total = torch.zeros_like(kernels[0])
     for row, kernel in zip(vector, kernels, strict=False):
         total = total + row.view(-1, 1, 1, 1) * kernel

@@ -89,12 +89,16 @@ class MobileNetV1(Network):
         ]
 
         def place(found: re.Match[str]) -> str:
-            self._check_activation()
+            self._check_activation("relu", "DBB's and ACNet's MobileNet")
             i, j = firsts[int(found[1])]
             return f"stages.{i}.{2 * j + (found[2] == 'pointwise')}."
 
+        def of_timm(_found: re.Match[str]) -> str:
+            self._check_activation("relu6", "timm's MobileNet")
+            return "stem.branches.conv."
+
         return (
-            (r"^conv_stem\.", "stem.branches.conv."),
+            (r"^conv_stem\.", of_timm),
             (r"^bn1\.", "stem.branches.norm."),
             (r"^blocks\.(\d+)\.(\d+)\.(conv_dw|bn1)\.", lambda m: _pair(m, 0)),
             (r"^blocks\.(\d+)\.(\d+)\.(conv_pw|bn2)\.", lambda m: _pair(m, 1)),
@@ -103,11 +107,11 @@ class MobileNetV1(Network):
             (r"^(classifier|linear)\.", "head.fc."),
         )
 
-    def _check_activation(self) -> None:
-        if self._activation != "relu":
+    def _check_activation(self, needed: str, whose: str) -> None:
+        if self._activation != needed:
             raise CheckpointError(
-                "Weights of DBB's and ACNet's MobileNet are for plain ReLUs, and the activation of "
-                f"this one is {self._activation!r}: build it with activation='relu'."
+                f"Weights of {whose} are for the activation {needed!r}, and that of this one is "
+                f"{self._activation!r}: build it with activation={needed!r}."
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.errors import CheckpointError, ConfigurationError, RepblocksError
 from repblocks.folding.switch import switch_blocks
 from repblocks.models._block_names import named_in_blocks
 from repblocks.models._orepa_kernels import with_kernels
@@ -79,8 +79,7 @@ def official_state(model: Published, given: Any) -> dict[str, Tensor]:
             missing, or of another shape; if the forms do not differ, the caller is to find that.
         NotFoldable: if a block cannot take a kernel that the file holds.
     """
-    state = renamed(with_kernels(_unwrapped(given)), model.official_rules())
-    state = model.adapted(named_in_blocks(state, model))
+    state = _named(_unwrapped(given), model)
     own = model.state_dict()
     state = _shaped(state, own)
     is_deployed = model.is_deployed
@@ -100,6 +99,24 @@ def official_state(model: Published, given: Any) -> dict[str, Tensor]:
     if is_deployed:
         switch_blocks(form)
     return {**form.state_dict(), **heads}
+
+
+def _named(state: dict[str, Tensor], model: Published) -> dict[str, Tensor]:
+    """Return foreign weights under the names of a network.
+
+    Raises:
+        CheckpointError: if one has a shape that nothing can be made of.
+    """
+    try:
+        state = renamed(with_kernels(state), model.official_rules())
+        return model.adapted(named_in_blocks(state, model))
+    except RepblocksError:
+        raise
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"A weight of the checkpoint has a shape that does not fit the others: {error}. Give "
+            "the whole file of one network."
+        ) from error
 
 
 def _training_form(model: Published, state: Mapping[str, Tensor]) -> Published:
@@ -134,7 +151,8 @@ def _unwrapped(given: Any) -> dict[str, Tensor]:
     """Take off wrappers and prefixes."""
     if not isinstance(given, Mapping):
         raise CheckpointError(f"{_ALLOWED}; got {_described(given)}.")
-    wrapper = next((w for w in _WRAPPERS if _is_wrapper(w, given.get(w))), None)
+    wrappers = [w for w in _WRAPPERS if _is_wrapper(w, given.get(w))]
+    wrapper = next((w for w in wrappers if _is_full(given[w])), next(iter(wrappers), None))
     if wrapper is not None:
         return _unwrapped(given[wrapper])
     wrong = [str(n) for n, v in given.items() if not (isinstance(n, str) and isinstance(v, Tensor))]
@@ -160,6 +178,13 @@ def _is_wrapper(name: str, value: Any) -> bool:
     return isinstance(value, Mapping) and not (name == "ema_state_dict" and "steps" in value)
 
 
+def _is_full(value: Any) -> bool:
+    """Tell whether there are tensors somewhere inside, not the options of an optimizer alone."""
+    if isinstance(value, Mapping):
+        return any(_is_full(inner) for inner in value.values())
+    return isinstance(value, Tensor)
+
+
 def _has_tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
 
@@ -171,13 +196,19 @@ def _described(given: Any) -> str:
 
 
 def _shaped(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights with the axes of size 1 that they have here."""
+    """Return weights with as many axes of size 1 before and after the others as they have here."""
 
     def view(value: Tensor, like: Tensor | None) -> Tensor:
-        is_same = like is not None and value.squeeze().shape == like.squeeze().shape
+        is_same = like is not None and _inner(value.shape) == _inner(like.shape)
         return value.reshape(like.shape) if is_same and like is not None else value
 
     return {name: view(value, own.get(name)) for name, value in state.items()}
+
+
+def _inner(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return sizes from the first to the last that is not 1."""
+    kept = [axis for axis, size in enumerate(shape) if size != 1]
+    return tuple(shape[kept[0] : kept[-1] + 1]) if kept else ()
 
 
 def _checked(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

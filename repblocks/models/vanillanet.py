@@ -46,7 +46,8 @@ class VanillaNet(Network):
         depths: Blocks of each stage; the first may have none.
         dims: Channels of each stage.
         pool_to: Height and width that each stage after the first pools to, at any size of the
-            images, after a stem of stride 3; None for half of what it was.
+            images, after a stem of stride 3; None for half of what it was. The reductions that
+            ``feature_info`` tells hold for images of about 224 pixels then.
         act_reach: Positions on each side that a series activation reads.
         schedule: How the annealed activations follow the training: ``"linear"`` or ``"cosine"``.
         block: A conv block by name for the depthwise places of the series; None for ``plain``.
@@ -145,10 +146,10 @@ def _pools(pool_to: Sequence[int] | None, stages: int) -> list[dict[str, int]]:
     """Return the pooling with which each stage starts."""
     if pool_to is None:
         return [{}, *({"pool": 2} for _ in range(stages - 1))]
-    if len(pool_to) != stages - 1:
+    if not isinstance(pool_to, Sequence) or len(pool_to) != stages - 1 or not pool_to:
         raise ConfigurationError(
             f"pool_to must hold a size for each of the {stages - 1} stages after the first, got "
-            f"{list(pool_to)}."
+            f"{pool_to!r}."
         )
     return [{}, *({"pool_to": size} for size in pool_to)]
 

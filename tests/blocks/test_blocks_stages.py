@@ -10,6 +10,7 @@ from torch.nn import functional
 from truth import calibrate, relative_error
 
 from repblocks.blocks import STAGE_BLOCKS, anneal
+from repblocks.blocks.vanilla import MaxPoolTo
 from repblocks.errors import ConfigurationError, NotFoldable
 
 EXACT = 1e-12
@@ -120,6 +121,14 @@ def test_vanilla_pools_to_a_size_whatever_the_stride():
     assert truth.shape[2:] == (2, 2)
     block.switch_to_deploy()
     assert relative_error(block(image()), truth) < EXACT
+
+
+@pytest.mark.parametrize("shape", [(75, 19), (10, 7, 9), (12,)])
+@pytest.mark.parametrize("size", [1, 4, 10, 38])
+def test_maxima_that_leave_some_positions_are_those_of_torch(shape, size):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    pool = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)[len(shape) - 1]
+    assert torch.equal(MaxPoolTo(size)(x), pool(size)(x))
 
 
 def test_the_slope_of_vanilla_is_in_the_state_dict():
@@ -254,6 +263,7 @@ def test_rep_mlp_is_made_for_one_size():
         ("repnext_chunk", {"kernel_sizes": (3, 6, 11)}, r"3 odd whole numbers.*\(3, 6, 11\)"),
         ("chunk_conv", {"deploy_form": "two"}, "deploy_form must be one of chunks, one, got 'two'"),
         ("vanilla", {"schedule": "step"}, "schedule must be one of linear, cosine, got 'step'"),
+        ("vanilla", {"pool": 2, "pool_to": 4}, "pool must be 1 with pool_to=4, got 2"),
         ("unireplknet", {"layer_scale": 0}, "layer_scale must be a number above 0, got 0"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from models_nets import images, norms, small
+from official_nets import assert_same_scores
 from safetensors.torch import save_file
 from timm.utils import reparameterize_model
 from torch import nn
@@ -70,11 +71,7 @@ def ours(name, **options):
 
 
 def assert_same(found, truth, size, tolerance=1e-10):
-    x = images(size, 3, dtype=torch.float64, seed=9)
-    with torch.no_grad():
-        wanted = truth(x)
-        assert wanted.std(0).max() > 1e-3 * wanted.abs().max()
-        assert relative_error(found(x), wanted) < tolerance
+    assert_same_scores(found, truth, images(size, 3, dtype=torch.float64, seed=9), tolerance)
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -220,6 +217,8 @@ WRAPPED = {
     },
     "no averages": lambda s: {"model_state_dict": s, "ema_state_dict": None},
     "net": lambda s: {"net": s, "acc": 93.1, "epoch": 9},
+    "options beside": lambda s: {"params": {"lr": 0.1}, "model_ema": {"decay": 0.9}, "net": s},
+    "averages in a wrapper": lambda s: {"model": {"x": torch.ones(1)}, "ema": {"state_dict": s}},
     "weights": lambda s: {"weights": s, "optimizer": {"state": {}}},
     "module": lambda s: {"state_dict": {f"module.{key}": value for key, value in s.items()}},
     "compiled": lambda s: {f"_orig_mod.module.{key}": value for key, value in s.items()},

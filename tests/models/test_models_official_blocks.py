@@ -5,10 +5,11 @@ import re
 import official_blocks as blocks
 import official_swapped_nets as nets
 import pytest
+import timm
 import torch
 from models_nets import images, norms, small
-from official_nets import named, switch
-from truth import calibrate, relative_error
+from official_nets import assert_same_scores, named, switch
+from truth import calibrate
 
 from repblocks import fold_blocks, load_official
 from repblocks.errors import CheckpointError, ConfigurationError, NotFoldable
@@ -115,11 +116,7 @@ def loaded(name, state, **form):
 
 
 def assert_same(found, truth, tolerance=1e-10):
-    x = images(32, 4, dtype=torch.float64, seed=9)
-    with torch.no_grad():
-        wanted = truth(x)
-        assert wanted.std(0).max() > 1e-3 * wanted.abs().max()
-        assert relative_error(found(x), wanted) < tolerance
+    assert_same_scores(found, truth, images(32, 4, dtype=torch.float64, seed=9), tolerance)
 
 
 @pytest.mark.parametrize("deploy", [False, True])
@@ -157,7 +154,7 @@ def test_dbb_as_it_was_at_first_called():
 def test_mobilenet_of_other_activations_is_refused():
     state = trained("dbb mobilenet").state_dict()
     model = small("mobilenetv1", block="dbb", **MOBILE)
-    message = "for plain ReLUs, and the activation of this one is 'relu6': build it with act"
+    message = "for the activation 'relu', and that of this one is 'relu6': build it with act"
     with pytest.raises(CheckpointError, match=message):
         load_official(model, state)
 
@@ -254,6 +251,12 @@ def test_the_dense_branch_of_orepa_in_repvgg_is_a_kernel(deploy):
     model = small("repvgg", deploy=deploy).double().eval()
     load_official(model, state)
     assert_same(model, truth)
+    few = {**state, "stage0.rbr_dense.vector": state["stage0.rbr_dense.vector"][:3]}
+    with pytest.raises(CheckpointError, match="vector has 3 rows for 5 kernels"):
+        load_official(model, few)
+    turned = {**state, "stage0.rbr_dense.weight_rbr_gconv_dw": torch.ones(3, 4)}
+    with pytest.raises(CheckpointError, match="has a shape that does not fit the others"):
+        load_official(model, turned)
     del state["stage0.rbr_dense.weight_rbr_gconv_dw"]
     with pytest.raises(CheckpointError, match=r"10 left over: .*weight_rbr_1x1_kxk.* missing"):
         load_official(model, state)
@@ -264,3 +267,24 @@ def test_names_of_ours_stay_what_they_are(name):
     truth = loaded(name, state_of(name, trained(name)))
     assert_same(loaded(name, truth.state_dict()), truth)
     assert_same(loaded(name, fold_blocks(truth)[0].state_dict(), deploy=True), truth)
+
+
+def test_weights_for_another_activation_are_refused():
+    theirs = timm.create_model("mobilenetv1_100", num_classes=5)
+    ours = timm.create_model("repblocks_mobilenetv1_100", num_classes=5, activation="relu")
+    with pytest.raises(CheckpointError, match="'relu6', and that of this one is 'relu'"):
+        load_official(ours, theirs.state_dict())
+
+
+def test_kernels_along_other_axes_are_refused():
+    model = small("resnet_cifar", block="acb")
+    state = model.state_dict()
+    turned = {
+        key.replace("skeleton0", "x").replace("skeleton1", "skeleton0").replace("x", "skeleton1")
+        if "skeleton" in key
+        else key: value
+        for key, value in state.items()
+    }
+    assert turned.keys() == state.keys()
+    with pytest.raises(CheckpointError, match=r"skeleton0.conv.weight"):
+        load_official(model, turned)

@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from models_nets import images, norms, small
-from official_nets import switch
+from official_nets import assert_same_scores, switch
 from torch import nn
 from torchvision.models.vgg import make_layers
 from truth import calibrate, relative_error
@@ -76,19 +76,12 @@ def trained(name):
     return calibrate(CASES[name][0]().double(), pictures(name), pictures(name, 2))
 
 
-def assert_same(found, truth, x, tolerance=1e-10):
-    with torch.no_grad():
-        wanted = truth(x)
-        assert wanted.std(0).max() > 1e-3 * wanted.abs().max()
-        assert relative_error(found(x), wanted) < tolerance
-
-
 @pytest.mark.parametrize("deploy", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_training_weights_give_the_outputs_of_the_stand_in(name, deploy):
     truth, model = trained(name), CASES[name][1](deploy=deploy).double().eval()
     load_official(model, truth.state_dict())
-    assert_same(model, truth, pictures(name, 9))
+    assert_same_scores(model, truth, pictures(name, 9))
     assert not (deploy and norms(model))
 
 
@@ -103,8 +96,8 @@ def test_deployed_weights_give_the_outputs_of_the_stand_in(name, deploy):
     assert truth.state_dict().keys() != names
     model = CASES[name][1](deploy=deploy).double().eval()
     load_official(model, truth.state_dict())
-    assert_same(model, truth, x, 1e-10 if deploy else 1e-9)
-    assert_same(fold_blocks(model)[0], truth, x, 1e-9)
+    assert_same_scores(model, truth, x, 1e-10 if deploy else 1e-9)
+    assert_same_scores(fold_blocks(model)[0], truth, x, 1e-9)
 
 
 def loaded(name, state, **form):
@@ -133,7 +126,7 @@ def test_replknet_of_openmmlab(deployed_file):
     rules = (r"^head\.", "head.fc."), (r"^norm\.", "stages.1.norm."), (r"^(?!head)", "backbone.")
     state = renamed(state, *rules)
     assert {"backbone.stages.1.norm.weight", "head.fc.bias"} <= state.keys()
-    assert_same(loaded("replknet", state, deploy=True), truth, pictures("replknet", 9))
+    assert_same_scores(loaded("replknet", state, deploy=True), truth, pictures("replknet", 9))
 
 
 @pytest.mark.parametrize("deployed_file", [False, True])
@@ -153,7 +146,7 @@ def test_unireplknet_as_timm_calls_convnext(deployed_file):
     assert {"stages.1.downsample.0.weight", "stages.0.blocks.1.conv_dw.weight"} - state.keys() == {
         "stages.0.blocks.1.conv_dw.weight"  # the first stage has one block
     }
-    assert_same(loaded("unireplknet", state, deploy=True), truth, pictures("unireplknet", 9))
+    assert_same_scores(loaded("unireplknet", state, deploy=True), truth, pictures("unireplknet", 9))
 
 
 @pytest.mark.parametrize("deploy", [False, True])
@@ -197,7 +190,7 @@ def test_qarepvgg_of_version_1(deploy):
     options = {"block": "qarepvgg", "block_options": {"version": 1}, "deploy": deploy}
     model = small("repvgg", **options).double().eval()
     load_official(model, truth.state_dict())
-    assert_same(model, truth, x)
+    assert_same_scores(model, truth, x)
     with pytest.raises(CheckpointError, match=r"pointwise\.norm\.weight"):
         load_official(CASES["qarepvgg"][1](), truth.state_dict())
 
@@ -213,10 +206,10 @@ def test_resnet_of_torchvision_loads_and_is_expanded(depth, prefix):
     model = timm.create_model(f"repblocks_resnet_{depth}", **options).double().eval()
     load_official(model, state)
     x = images(32, 3, dtype=torch.float64, seed=9)
-    assert_same(model, truth, x)
+    assert_same_scores(model, truth, x)
     if depth == 18 and prefix:
         expanded = expand(model, block="repvgg", data=[x])
-        assert_same(expanded.eval(), truth, x, 1e-9)
+        assert_same_scores(expanded.eval(), truth, x, 1e-9)
 
 
 @pytest.mark.parametrize("deploy", [False, True])
@@ -226,7 +219,7 @@ def test_vgg_for_cifar(deploy):
     truth = calibrate(plain.FlatVGG(**row).double(), x, pictures("vgg"))
     model = small("vgg", **row, deploy=deploy).double().eval()
     load_official(model, truth.state_dict())
-    assert_same(model, truth, x)
+    assert_same_scores(model, truth, x)
 
 
 def test_features_of_vgg_of_torchvision():
@@ -238,7 +231,7 @@ def test_features_of_vgg_of_torchvision():
     state |= {"classifier.0.weight": torch.zeros(4, 4), "pre_logits.fc1.bias": torch.zeros(4)}
     model = small("vgg", **row, num_classes=0).double().eval()
     load_official(model, state)
-    assert_same(model, truth, x)
+    assert_same_scores(model, truth, x)
     message = r"2 left over: classifier\.0\.weight, pre_logits.*2 missing: head\.fc\.bias"
     with pytest.raises(CheckpointError, match=message):
         load_official(small("vgg", **row), state)

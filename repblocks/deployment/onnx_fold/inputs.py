@@ -45,17 +45,20 @@ class Spec:
     dtype: torch.dtype
     free: tuple[int, ...]
 
-    def example(self, batch: int, generator: torch.Generator, *, is_larger: bool = False) -> Tensor:
+    def example(self, batch: int, generator: torch.Generator, beyond: int | None = None) -> Tensor:
         """Make random values of this type.
 
         Args:
             batch: The first size, where that is free.
             generator: Of the values.
-            is_larger: Whether the other sizes that are free are larger than those given.
+            beyond: How much larger the other sizes that are free are than a multiple of 32 more,
+                which is another one for each axis; None for those given. Channels are left, if the
+                axes after them are free, too.
         """
         shape = [size or 1 for size in self.sizes]
-        for axis in self.free:
-            shape[axis] += _STEP * axis * is_larger
+        grown = [] if beyond is None else [a for a in self.free if a != 1 or 2 not in self.free]
+        for axis in grown:
+            shape[axis] += _STEP * axis + (beyond or 0)
         if 0 in self.free:
             shape[0] = batch
         if self.dtype.is_floating_point:
@@ -145,8 +148,8 @@ def _filled(
 
 
 def examples(
-    specs: Sequence[Spec], batch: int, seed: int = 0, *, is_larger: bool = False
+    specs: Sequence[Spec], batch: int, seed: int = 0, beyond: int | None = None
 ) -> tuple[Tensor, ...]:
     """Make one example of each input, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(spec.example(batch, generator, is_larger=is_larger) for spec in specs)
+    return tuple(spec.example(batch, generator, beyond) for spec in specs)

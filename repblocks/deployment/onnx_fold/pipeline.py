@@ -159,7 +159,9 @@ def _inputs(source: _Source) -> Iterator[tuple[Tensor, ...]]:
     for batch in _batches(specs, _RUN_AT):
         yield examples(specs, batch, seed=batch)
     if any(axis for spec in specs for axis in spec.free):
-        yield examples(specs, source.batch, _OTHER_SEED, is_larger=True)
+        # An odd size shows what depends on the remainder, such as padding.
+        for beyond in (0, 1):
+            yield examples(specs, source.batch, _OTHER_SEED, beyond)
 
 
 def _layers(source: _Source, folded: nn.Module) -> Iterator[LayerError]:

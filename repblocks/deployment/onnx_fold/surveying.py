@@ -36,13 +36,23 @@ def live_nodes(graph: onnx.GraphProto) -> list[tuple[int, onnx.NodeProto]]:
 
 
 def inferred_shapes(model: onnx.ModelProto) -> dict[str, list[int | str]]:
-    """Return the shapes that are the same for all inputs: sizes, or their names."""
+    """Return the shapes that are the same for all inputs: sizes, or their names.
+
+    Where sizes of the inputs are free, the batch aside, they follow from those of the inputs alone:
+    what such a file says of other values may be of a size that it once had.
+    """
     named = onnx.ModelProto()
     named.CopyFrom(model)
+    has_free_sizes = False
     for one in named.graph.input:
         for axis, size in enumerate(one.type.tensor_type.shape.dim):
-            if not size.HasField("dim_value") and not size.dim_param:
+            has_free_sizes |= axis > 0 and size.dim_value <= 0
+            if size.dim_value <= 0 and not size.dim_param:
                 size.dim_param = f"{one.name}_{axis}"
+    if has_free_sizes:
+        del named.graph.value_info[:]
+        for one in named.graph.output:
+            one.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(named, data_prop=True).graph
     return {
         one.name: [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dims]
