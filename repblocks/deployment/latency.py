@@ -143,7 +143,7 @@ def _unsteady(timings: Sequence[Timing]) -> Iterator[str]:
         worst = max(found, key=lambda timing: ratios[timing])
         yield (
             f"{len(found)} of {len(timings)} timings are unsteady: of {worst.form} in "
-            f"{worst.runtime} ({worst.threads} threads, batch {worst.batch}) one run in ten takes "
+            f"{worst.runtime} (threads {worst.threads}, batch {worst.batch}) one run in ten takes "
             f"{ratios[worst]:.1f} times the median or more. Time again on a quiet machine before "
             "relying on what is the fastest."
         )

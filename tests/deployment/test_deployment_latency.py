@@ -128,7 +128,7 @@ def test_timings_on_a_busy_machine_are_told(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     found = measure_forms(opened, reference(), batch_sizes=(1,))
     [note] = [note for note in found.notes if "unsteady" in note]
-    assert "1 of 2 timings are unsteady: of pushed in here (1 threads, batch 1)" in note
+    assert "1 of 2 timings are unsteady: of pushed in here (threads 1, batch 1)" in note
     assert "5.0 times the median" in note
 
 

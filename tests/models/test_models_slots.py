@@ -123,7 +123,7 @@ def test_unknown_block_option_is_refused(family):
         ("resnet_cifar", {"widths": ()}, r"widths=\[\]"),
         ("mobileone", {"se_blocks": (1,)}, r"se_blocks=\[1\]"),
         ("repghost", {"depths": (1, 3)}, r"depths must be from 1 to \[1, 2, 2, 6, 5\].*\[1, 3\]"),
-        ("vanillanet", {"pool_to": (6, 4)}, r"a size for each of the 1 stages after.*got \[6, 4\]"),
+        ("vanillanet", {"pool_to": (6, 4)}, r"a size for each of the 1 stages after.*got \(6, 4\)"),
         ("vanillanet", {"pool_to": 5}, "pool_to must hold a size for each of the 1.*got 5"),
         ("vanillanet", {"pool_to": (0,)}, "pool_to must be a whole number of at least 1.*got 0"),
         ("fastvit", {"head_dim": 5}, "dims must be a multiple of head_dim.*16 channels .* 5"),
