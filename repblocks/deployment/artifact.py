@@ -16,8 +16,7 @@ from torch import nn
 
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
 from repblocks.deployment.manifest import files_in, listed_files
-from repblocks.deployment.writing import writing
-from repblocks.errors import ConfigurationError
+from repblocks.errors import ConfigurationError, RepblocksError, VerificationError
 
 REPORT_FILE = "report.json"
 #: What an artifact without a manifest, as older versions wrote of ONNX files, may hold.
@@ -134,6 +133,32 @@ def write_config(folder: Path, model: nn.Module, description: Mapping[str, Any])
         "class_names": class_names,
     }
     write_json(folder / CONFIG_FILE, {k: v for k, v in config.items() if v is not None})
+
+
+@contextlib.contextmanager
+def writing(file: str) -> Iterator[None]:
+    """Name the file of an artifact that its body writes, and may read again.
+
+    Raises:
+        RepblocksError: if that fails; what is not possible or not the same function is raised as
+            it is.
+    """
+    try:
+        yield
+    except (ConfigurationError, VerificationError):
+        raise
+    except Exception as error:  # exporters and runtimes raise classes of their own
+        raise RepblocksError(f"{file} could not be written: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text.
+
+    Raises:
+        RepblocksError: if that fails.
+    """
+    with writing(path.name):
+        path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from repblocks.algebra import is_batch_norm
 from repblocks.deployment.accuracy import compare_predictions
-from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json
+from repblocks.deployment.artifact import REPORT_FILE, staged, write_config, write_json, write_text
 from repblocks.deployment.cost import count_cost, measure_latency
 from repblocks.deployment.formats import (
     AUTO,
@@ -42,7 +42,6 @@ from repblocks.deployment.quantized_forms import (
 )
 from repblocks.deployment.report import DeploymentReport, Rows
 from repblocks.deployment.runtimes import all_contenders
-from repblocks.deployment.writing import write_text
 from repblocks.deployment.written import write_exact
 from repblocks.errors import ConfigurationError
 from repblocks.folding.fold_report import FoldReport
@@ -248,11 +247,13 @@ def _measure(before: nn.Module, after: nn.Module, images: Tensor) -> dict[str, A
 
 def _left(after: nn.Module, blocks: Sequence[FoldedBlock]) -> Rows:
     """Tell the layers with weights that no block holds, where blocks were folded."""
+    if not blocks:
+        return []
     inside = tuple(f"{block.path}.".lstrip(".") for block in blocks)
     left: Rows = []
     for path, layer in after.named_modules():
-        own = [*layer.parameters(recurse=False)]
-        if blocks and own and not f"{path}.".startswith(inside):
+        has_weights = any(True for _ in layer.parameters(recurse=False))
+        if has_weights and not f"{path}.".startswith(inside):
             why = "a norm that no block holds" if is_batch_norm(layer) else "it has no branches"
             left.append((path or "(root)", type(layer).__name__, why))
     return left

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from repblocks.deployment.artifact import writing
 from repblocks.deployment.formats import Export, Format, Run
-from repblocks.deployment.writing import writing
 from repblocks.errors import VerificationError
 from repblocks.folding.reference import Comparison, Reference
 

@@ -93,12 +93,13 @@ class VanillaNet(Network):
                 blocks.append(vanilla(channels, out_channels=dim, **pool, **options))
                 channels = dim
             stages.append(nn.Sequential(*(blocks or [nn.Identity()])))
-        stem = {"patch": 4, "stride": 3, "padding": 1} if pool_to else {"patch": 4}
+        stride, padding = (4, 0) if pool_to is None else (3, 1)
+        stem = {"hidden": dims[0], "patch": 4, "stride": stride, "padding": padding}
         super().__init__(
-            vanilla(in_chans, out_channels=dims[0], hidden=dims[0], **stem, **options),
+            vanilla(in_chans, out_channels=dims[0], **stem, **options),
             stages,
             dims,
-            doubled(3 if pool_to else 4, len(dims)),
+            doubled(stride, len(dims)),
             num_classes=num_classes,
             global_pool=global_pool,
             drop_rate=drop_rate,

@@ -11,7 +11,14 @@ from pathlib import Path
 import onnx
 from torch import Tensor, nn
 
-from repblocks.deployment.artifact import REPORT_FILE, check_output, staged, write_json
+from repblocks.deployment.artifact import (
+    REPORT_FILE,
+    check_output,
+    staged,
+    write_json,
+    write_text,
+    writing,
+)
 from repblocks.deployment.formats import get_format
 from repblocks.deployment.layer_errors import LayerError, compare_layers
 from repblocks.deployment.load import CONFIG_FILE, FORMAT_VERSION
@@ -26,7 +33,6 @@ from repblocks.deployment.onnx_fold.report import OnnxReport, Size
 from repblocks.deployment.onnx_fold.runtime import Runtime, open_file
 from repblocks.deployment.onnx_fold.translating import Translation, translate
 from repblocks.deployment.onnx_fold.writing import assemble, save
-from repblocks.deployment.writing import write_text, writing
 from repblocks.errors import ConfigurationError, RepblocksError
 from repblocks.folding import fold as folding
 from repblocks.folding.fold_report import FoldReport
