@@ -40,6 +40,7 @@ from _training_peers import peers_of
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
 from repblocks.blocks import ConvBlock, create_block, set_execution
+from repblocks.execution import launched_for_free
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 #: Block, images, channels, size, kernel size, options.
@@ -138,12 +139,13 @@ def captured(step: Step) -> Step:
     """Return the kernels of a step on a GPU, without the work of the CPU between them."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        for _ in range(3):
+    with launched_for_free():
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
             step()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        step()
     return graph.replay
 
 
@@ -272,7 +274,8 @@ def rows_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 for model in models.values():
                     model.compile()
             found[case.title] = measure(models, x, arguments.rounds, replay=arguments.replay)
-            print(case.title, "done", flush=True)
+            cells = [f"{name} {_cell(found[case.title], name)}" for name in models]
+            print(f"{case.title}: {', '.join(cells)}", flush=True)
     return found
 
 

@@ -27,6 +27,7 @@ class TrainConfig:
     ema_warmup: bool
     channels_last: bool
     compile: bool
+    cuda_graph: bool
     execution: Literal["auto", "branchwise", "merged", "weight_space", "int8"]
     freeze_norms: bool
     anneal_share: float

@@ -4,3 +4,4 @@ from repblocks.execution.dispatch import EXECUTIONS as EXECUTIONS
 from repblocks.execution.dispatch import ROUNDED as ROUNDED
 from repblocks.execution.dispatch import check_execution as check_execution
 from repblocks.execution.dispatch import execute as execute
+from repblocks.execution.profit import launched_for_free as launched_for_free

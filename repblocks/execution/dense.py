@@ -59,7 +59,7 @@ class _Merging:
         self._count = count
         self._centre = centre.view(len(every.mean), -1)
         one = every.mask.new_zeros(1, len(every.mask))
-        one[0, own] = 1
+        one[:, own].fill_(1)  # a value that is set would be copied to a GPU
         #: The tap that reads each position of the image.
         self._own = every.summed(one)
 
@@ -128,4 +128,5 @@ def _pointwise(module: nn.Module, like: Tensor) -> Tensor:
 
 
 def _identity(like: Tensor) -> Tensor:
-    return torch.eye(like.shape[1]).to(like).expand(len(like), -1, -1)
+    one = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    return one.expand(len(like), -1, -1)

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from repblocks.algebra.axis import Axis
+from repblocks.execution import channels_on_gpu
 from repblocks.execution.convolving import (
-    channel_sums,
     convolve,
     gradient_of_input,
     shifted,
-    summable,
     sums_wide,
     wide,
 )
@@ -60,8 +59,11 @@ class Reading(Protocol):
         ``of_x`` is what else arrives at the input, and is added.
         """
 
-    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
-        """Return the sum of ``g`` times what is read less the offset, ``(G, R, D)``."""
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of ``g`` times what is read less the offset, ``(G, R, D)``, and of ``g``.
+
+        The latter is ``(O,)``.
+        """
 
 
 def with_moments(x: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -90,6 +92,7 @@ class _Moments(Function):
         ctx.reading = reading
         ctx.save_for_backward(x, centre, mean)
         ctx.mark_non_differentiable(centre)
+        ctx.set_materialize_grads(False)
         return x.view_as(x), centre, mean, covariance
 
     @staticmethod
@@ -114,26 +117,37 @@ class _Kernel(Function):
         ctx: Any, x: Tensor, kernel: Tensor, shift: Tensor, centre: Tensor, reading: Reading
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            bias = shift - (kernel @ reading.offset(x, centre).unsqueeze(2)).flatten()
-            weight = _as_weight(kernel, reading).to(x.dtype)
-            if sums_wide(x):  # torch takes long to add a bias
-                y = shifted(convolve(x, weight, None, reading.axes, reading.groups), bias)
-            else:
-                y = convolve(x, weight, bias, reading.axes, reading.groups)
+            column = (
+                shift.view(*kernel.shape[:2], 1),
+                kernel,
+                reading.offset(x, centre).unsqueeze(2),
+            )
+            bias = torch.baddbmm(*column, alpha=-1).flatten()
+            y = _run(x, kernel, bias, reading)
         ctx.reading = reading
-        ctx.save_for_backward(x, weight, centre)
+        ctx.save_for_backward(x, kernel, centre)
         return y
 
     @staticmethod
     @once
     def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, centre = saved
+        x, kernel, centre = saved
         reading, of_x = ctx.reading, None
         if ctx.needs_input_grad[0]:
+            weight = _as_weight(kernel, reading).to(x.dtype)
             of_x = gradient_of_input(g, x, weight, reading.axes, reading.groups)
-        of_kernel = reading.product(*summable(g, x), centre)
-        of_shift = channel_sums(g, centre.dtype)
+        of_kernel, of_shift = reading.product(g, x, centre)
         return of_x, of_kernel, of_shift, None, None
+
+
+def _run(x: Tensor, kernel: Tensor, bias: Tensor, reading: Reading) -> Tensor:
+    is_map = len(kernel) == 1 and all(axis.size == 1 for axis in reading.axes)
+    if is_map and channels_on_gpu.serves(x):
+        return channels_on_gpu.mapped(x, kernel.squeeze(0), bias)
+    weight = _as_weight(kernel, reading).to(x.dtype)
+    if sums_wide(x):  # torch takes long to add a bias
+        return shifted(convolve(x, weight, None, reading.axes, reading.groups), bias)
+    return convolve(x, weight, bias, reading.axes, reading.groups)
 
 
 def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:

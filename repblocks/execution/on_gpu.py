@@ -8,7 +8,6 @@ Shapes: x ``(N, C, H, W)``, K taps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import chain
 from math import prod
 from types import ModuleType
@@ -26,19 +25,23 @@ _PROGRAMS = 1024
 _PAIRS = 48
 #: Blocks that a launch can have on all axes but its first.
 _MOST_BLOCKS = 2**16 - 1
+#: Images that share the weights of a border.
+_IMAGES = 8
 #: Larger windows would need more registers than there are.
 _MOST_TAPS = 32
 
 
-def window_products(
-    x: Tensor, centre: Tensor, axes: Sequence[Axis]
+def window_moments(
+    x: Tensor, centre: Tensor, axes: Sequence[Axis], share: Tensor, border: Tensor
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the sums of the products of taps ``(C, K, K)``, and of the images ``(1, C, H, W)``.
+    """Return mean ``(C, K)``, less the offset, and covariance ``(C, K, K)`` of the taps.
 
     Args:
         x: In float32, bfloat16 or float16.
         centre: ``(C,)`` in float32, taken from the input first.
         axes: Where the taps read; zeros outside.
+        share: ``(1, K)`` in float32, the mean of the mask of the image.
+        border: ``(1, K, K)`` in float32, the covariance of that.
 
     Returns:
         Both in float32, or None where there are no kernels.
@@ -48,21 +51,32 @@ def window_products(
         return None
     x, centre = x.detach(), centre.contiguous()
     images, channels, height, width = x.shape
-    block_c, block_p = (32, 4) if _is_last(x) else (1, 128)
     rows, columns = _outputs(x, axes)
-    across = -(-channels // block_c)
-    parts = max(1, min(-(-rows * columns // block_p) * images, _PROGRAMS // across))
-    taps, found = prod(axis.size for axis in axes), []
+    taps, parts = prod(axis.size for axis in axes), _products(kernels, x, centre, axes)
+    mean, covariance = centre.new_empty(channels, taps), centre.new_empty(channels, taps, taps)
+    block_k = max(16, _power(taps))
+    kernels.moments[(channels,)](
+        *(parts, len(parts), sum_of_images(x, centre), centre, share, border, mean, covariance),
+        *(channels, height, width, rows * columns, columns, images * rows * columns),
+        *(*_geometry(axes), block_k, 2048 // block_k**2, max(16, 2048 // block_k)),
+    )
+    return mean, covariance
+
+
+def _products(kernels: ModuleType, x: Tensor, centre: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """Return sums of the products of all pairs of taps, ``(parts, C, pairs)``."""
+    images, channels, height, width = x.shape
+    block_c, block_p = (64, 4) if _is_last(x) else (1, 128)
+    rows, columns = _outputs(x, axes)
+    across, taps = -(-channels // block_c), prod(axis.size for axis in axes)
+    count = max(1, min(-(-rows * columns // block_p) * images, _PROGRAMS // across))
+    parts = centre.new_empty(count, channels, taps * (taps + 1) // 2)
     for first, last in _rows_of_pairs(taps):
-        pairs = sum(taps - tap for tap in range(first, last))
-        part = x.new_empty(parts, channels, pairs, dtype=torch.float32)
-        kernels.products[(across, parts)](
-            *(x, centre, part, images, channels, height, width, rows * columns, columns),
+        kernels.products[(across, count)](
+            *(x, centre, parts, images, channels, height, width, rows * columns, columns),
             *(*x.stride(), *_geometry(axes), first, last, block_c, block_p),
         )
-        found.append(part.sum(0, dtype=torch.float64))
-    gram = torch.cat(found, 1).float()[:, _numbers(taps, x.device)]
-    return gram, sum_of_images(x, centre)
+    return parts
 
 
 def sum_of_images(x: Tensor, centre: Tensor) -> Tensor:
@@ -94,31 +108,29 @@ def _rows_of_pairs(taps: int) -> Iterator[tuple[int, int]]:
         first = last
 
 
-@cache
-def _numbers(taps: int, device: torch.device) -> Tensor:
-    """Return the number of each pair of taps ``(K, K)``, counted over those in order."""
-    first, second = torch.triu_indices(taps, taps)
-    numbers = torch.empty(taps, taps, dtype=torch.int64)
-    numbers[first, second] = numbers[second, first] = torch.arange(len(first))
-    return numbers.to(device)
-
-
 def window_gradient(
-    x: Tensor, weight: Tensor, image: Tensor, of_x: Tensor, axes: Sequence[Axis]
+    x: Tensor,
+    mean: Tensor,
+    of_moments: tuple[Tensor, Tensor],
+    of_x: Tensor,
+    axes: Sequence[Axis],
+    factor: float,
 ) -> Tensor | None:
-    """Return ``of_x + image +`` what a symmetric weight makes of the taps, written back.
+    """Return ``of_x`` and the gradient of the taps' mean and covariance, written back.
 
     Args:
         x: In float32, bfloat16 or float16.
-        weight: ``(C, K, K)`` in float32.
-        image: ``(1, C, H, W)`` in float32, added to each image.
+        mean: ``(C, K)`` in float32, of what the taps read.
+        of_moments: The gradients of the mean, ``(C, K)``, and of the covariance, ``(C, K, K)``, in
+            float32; the latter is symmetric.
         of_x: ``(N, C, H, W)``.
         axes: Where the taps read; zeros outside.
+        factor: One over the number of windows.
 
     Returns:
         It in the dtype and the layout of x, or None where there are no kernels.
     """
-    kernels = _kernels_for(x, axes)
+    kernels = _kernels_for(x, axes) and triton_kernels.loaded("triton_window_gradients")
     if kernels is None:
         return None
     x = x.detach()
@@ -127,20 +139,33 @@ def window_gradient(
         x = x.contiguous()
         total = torch.empty_like(x)
     images, channels, height, width = x.shape
+    (of_mean, of_covariance), sizes = of_moments, [axis.size for axis in axes]
+    lags = x.new_empty(channels, prod(2 * size - 1 for size in sizes) + 1, dtype=torch.float32)
+    biases, steps = torch.empty_like(mean), of_covariance.stride()[:2]
+    kernels.weights[(channels,)](
+        *(mean.contiguous(), of_mean, of_covariance, lags, biases, *of_mean.stride(), *steps),
+        *(factor, *sizes, _power(prod(sizes)), _power(lags.shape[1])),
+    )
     (top, bottom), (left, right) = inner = _inner(x, axes)
     block_c, block_p = _blocks(x)
     across, strides = -(-channels // block_c), (*x.stride(), *of_x.stride())
     covered = (bottom - top) * (right - left)
     if covered:
         kernels.inner_gradient[(across, -(-covered // block_p), images)](
-            *(x, _lags(weight, axes), image.contiguous(), of_x, total, channels, height, width),
-            *(*strides, top, left, bottom, right, *(axis.size for axis in axes)),
+            *(x, lags, of_x, total, channels, height, width),
+            *(*strides, top, left, bottom, right, *sizes),
             *(*(axis.dilation for axis in axes), block_c, block_p),
         )
     if covered < height * width:
-        kernels.gradient[(across, -(-(height * width - covered) // block_p), images)](
-            *(x, weight.contiguous(), image.contiguous(), of_x, total, channels, height, width),
-            *(*_outputs(x, axes), *strides, *chain(*inner), *_geometry(axes), block_c, block_p),
+        block_n = min(_IMAGES, _power(images))
+        block_p = max(1, block_p // block_n)
+        while height * width > block_p * _MOST_BLOCKS:
+            block_p *= 2
+        blocks = -(-(height * width - covered) // block_p), -(-images // block_n)
+        kernels.gradient[(across, *blocks)](
+            *(x, of_covariance, biases, of_x, total, images, channels, height, width),
+            *(*_outputs(x, axes), *strides, *chain(*inner), *steps, factor, *_geometry(axes)),
+            *(block_n, block_c, block_p),
         )
     return total
 
@@ -155,23 +180,8 @@ def _inner(x: Tensor, axes: Sequence[Axis]) -> list[tuple[int, int]]:
     return [(size, size) for size in x.shape[2:]] if is_empty else found
 
 
-def _lags(weight: Tensor, axes: Sequence[Axis]) -> Tensor:
-    """Return the sums of weights ``(C, K, K)`` of taps at a distance, ``(C, 2R - 1, 2S - 1)``."""
-    (r, s), channels = [axis.size for axis in axes], len(weight)
-    lags = weight.new_zeros(channels, (2 * r - 1) * (2 * s - 1))
-    return lags.index_add_(1, _distances(r, s, weight.device), weight.reshape(channels, -1))
-
-
-@cache
-def _distances(r: int, s: int, device: torch.device) -> Tensor:
-    """Return which distance each pair of taps has, ``(K * K,)``."""
-    row, column = torch.arange(r * s, device=device) // s, torch.arange(r * s, device=device) % s
-    down, across = row[None] - row[:, None] + r - 1, column[None] - column[:, None] + s - 1
-    return (down * (2 * s - 1) + across).flatten()
-
-
 def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
-    is_small = prod(axis.size for axis in axes) <= _MOST_TAPS
+    is_small = prod([axis.size for axis in axes]) <= _MOST_TAPS
     if not is_small or x.ndim != 4 or len(x) > _MOST_BLOCKS or not triton_kernels.suit(x):
         return None
     return _kernels()
@@ -192,13 +202,18 @@ def _outputs(x: Tensor, axes: Sequence[Axis]) -> list[int]:
     return [(size + axis.slack) // axis.stride + 1 for size, axis in sizes]
 
 
+def _power(number: int) -> int:
+    """Return the least power of two that is not less."""
+    return 1 << (number - 1).bit_length()
+
+
 def _is_last(x: Tensor) -> bool:
     return x.stride(1) == 1 and not x.is_contiguous()
 
 
 def _blocks(x: Tensor) -> tuple[int, int]:
     """Return channels and positions of one program."""
-    block_c, block_p = (32, 16) if _is_last(x) else (1, 512)
+    block_c, block_p = (32, 32) if _is_last(x) else (1, 512)
     while x.shape[2] * x.shape[3] > block_p * _MOST_BLOCKS:
         block_p *= 2
     return block_c, block_p

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
+from repblocks.execution import channels_on_gpu
 from repblocks.execution.convolving import channel_sums, shifted, summable, sums_wide, wide
 
 
@@ -43,6 +44,11 @@ class Channels:
 
     def moments(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(G, D)`` less the centre, and the covariance ``(G, D, D)``."""
+        if self.groups == 1 and channels_on_gpu.serves(x):
+            found = channels_on_gpu.products(x, x, centre, both=True) / self.count(x)
+            average = found[:, -1]
+            covariance = torch.addr(found[:, :-1], average, average, alpha=-1)
+            return average.unsqueeze(0), covariance.unsqueeze(0)
         centred = shifted(summable(x)[0], -centre)
         total = channel_sums(centred, centre.dtype)
         mean = (total / self.count(x)).view(self.groups, -1)
@@ -53,7 +59,13 @@ class Channels:
         self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
     ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(G, D)``."""
-        weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
+        if self.groups == 1 and channels_on_gpu.serves(x):
+            weight, bias, share = of_covariance.squeeze(0), of_mean.squeeze(0), 1 / self.count(x)
+            factors = (2 * share, share)
+            return channels_on_gpu.mapped(
+                x, weight, bias, shift=mean.squeeze(0), other=of_x, factors=factors
+            )
+        weight = of_covariance * (2 / self.count(x))  # it is symmetric: a sum of squares
         kernel = weight.flatten(0, 1).view(x.shape[1], -1, *(1,) * self.ndim)
         bias = of_mean / self.count(x)
         if sums_wide(x):  # a bias would be rounded beside what it cancels
@@ -64,9 +76,14 @@ class Channels:
         own = CONV_FUNCTIONS[self.ndim](wide(x), kernel, bias.flatten(), groups=self.groups)
         return own.add_(of_x)
 
-    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
-        """Return the sum of ``g`` times the centred channels, ``(G, R, D)``."""
-        return self._products(g, shifted(x, -centre))
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of ``g`` times the centred channels, ``(G, R, D)``, and of ``g``."""
+        if self.groups == 1 and channels_on_gpu.serves(g, x):
+            found = channels_on_gpu.products(g, x, centre)
+            return found[:, :-1].unsqueeze(0), found[:, -1]
+        total = channel_sums(g, centre.dtype)
+        g, x = summable(g, x)
+        return self._products(g, shifted(x, -centre)), total
 
     def _products(self, a: Tensor, b: Tensor) -> Tensor:
         """Return the sums of the products of all pairs of channels of a group."""

@@ -10,6 +10,9 @@ compiled code, where that was the fastest.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
 
 import torch
@@ -43,9 +46,20 @@ _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
 #: The same where kernels are compiled, and the smallest image of one channel that these do well.
 _COMPILED = {(False, False): 2**17, (False, True): 2**19, (True, False): 2**19}
 _COMPILED_IMAGE = 64
-#: Values of the input on a GPU, from which one pass for all norms pays, and then merging.
-_ONE_PASS, _MERGED = 2**26, 2**27
-_MEASURED_TAPS = 9
+#: Values of the input on a GPU, from which merging pays, or one pass for all norms, by whether
+#: launches of kernels take time; and the taps of the largest window.
+_ON_GPU, _MEASURED_TAPS = {True: 2**26, False: 2**20}, 9
+_launches_take_time = ContextVar("_launches_take_time", default=True)
+
+
+@contextmanager
+def launched_for_free() -> Iterator[None]:
+    """Let ``auto`` decide by what kernels take on a GPU, as where they are captured in a graph."""
+    token = _launches_take_time.set(False)
+    try:
+        yield
+    finally:
+        _launches_take_time.reset(token)
 
 
 def may_pay(x: Tensor) -> bool:
@@ -56,7 +70,9 @@ def may_pay(x: Tensor) -> bool:
 def one_pass_pays(x: Tensor) -> bool:
     """Tell whether normalising, adding and rectifying in one pass pays, on a GPU."""
     is_measured = x.dtype is torch.bfloat16 and _is_channels_last(x)
-    return is_measured and x.numel() >= _ONE_PASS and triton_kernels.suit(x)
+    return (
+        is_measured and x.numel() >= _ON_GPU[_launches_take_time.get()] and triton_kernels.suit(x)
+    )
 
 
 def dense_pays(parts: DenseSplit, x: Tensor, *, for_time: bool, is_shared: bool) -> bool:
@@ -83,9 +99,9 @@ def merging_pays(parts: Split, x: Tensor) -> bool:
     """Tell whether the merged branches take less time than one by one."""
     is_few = len(parts.merged) < _BRANCHES
     if x.device.type in triton_kernels.DEVICES:
-        has_stride = any(axis.stride > 1 for axis in parts.axes)
+        has_stride = any(axis.stride > 1 for axis in parts.axes) and _launches_take_time.get()
         is_measured = not has_stride and prod(axis.size for axis in parts.axes) <= _MEASURED_TAPS
-        return not is_few and is_measured and one_pass_pays(x) and x.numel() >= _MERGED
+        return not is_few and is_measured and one_pass_pays(x)
     if not parts.is_depthwise:
         return _pointwise_pays(parts, x, is_few=is_few)
     if is_few or x.ndim != 4:

@@ -80,7 +80,7 @@ def normalise(
         means, spread, offsets, count = joint(means, spread, offsets, count, group)
     check_count(count)
     with torch.no_grad():
-        _update(norms, means + offsets, spread * (count / (count - 1)))
+        update_running(norms, means + offsets, spread * (count / (count - 1)))
     scales = (spread + epsilons(norms, means)).rsqrt()
     if norms[0].weight is not None:
         scales = torch.stack([norm.weight for norm in norms]) * scales
@@ -110,7 +110,7 @@ def check_count(count: int) -> int:
     return count
 
 
-def _update(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:
+def update_running(norms: Sequence[BatchNorm], means: Tensor, spread: Tensor) -> None:
     """Move the running statistics of each norm towards those of a batch, unbiased, ``(B, O)``."""
     every: list[Any] = list(norms)
     for momentum in {norm.momentum for norm in every}:

@@ -48,6 +48,12 @@ def loaded(name: str) -> ModuleType | None:
         if not knobs.runtime.interpret:
             runtime.driver.active.get_current_target()  # builds what launches kernels
     except (ImportError, RuntimeError) as error:
-        _log.info("Training is slower without the kernels of %s: %s.", name, error)
+        say_once(str(error))
         return None
     return module
+
+
+@cache
+def say_once(reason: str) -> None:
+    """Log why there are no kernels."""
+    _log.info("Training is slower without the kernels for a GPU: %s.", reason)

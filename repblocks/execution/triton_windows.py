@@ -1,4 +1,4 @@
-"""Moments of depthwise windows and their gradient, as Triton kernels for a GPU.
+"""Moments of depthwise windows, as Triton kernels for a GPU.
 
 Each program takes a few channels and many positions, or, where the channels lie last in memory,
 more channels and fewer positions, so that neighbours in memory are read together. Everything is
@@ -75,9 +75,82 @@ def products(
             for b in tl.static_range(a, taps - FIRST):
                 sums = sums + (totals[len(sums)] + values[a] * values[b],)
         totals = sums
-    own = (tl.program_id(1) * channels + c).to(tl.int64) * pairs
+    every: tl.constexpr = taps * (taps + 1) // 2
+    begin: tl.constexpr = FIRST * taps - FIRST * (FIRST - 1) // 2
+    own = (tl.program_id(1) * channels + c).to(tl.int64) * every + begin
     for pair in tl.static_range(pairs):
         tl.store(parts + own + pair, tl.sum(totals[pair], 1), mask=c < channels)
+
+
+@triton.jit
+def moments(
+    parts,
+    programs,
+    images,
+    centre,
+    share,
+    border,
+    mean,
+    covariance,
+    channels,
+    height,
+    width,
+    outputs,
+    columns,
+    count,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    LOW_R: tl.constexpr,
+    LOW_S: tl.constexpr,
+    STEP_R: tl.constexpr,
+    STEP_S: tl.constexpr,
+    DILATION_R: tl.constexpr,
+    DILATION_S: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Write mean ``(C, K)``, less the offset, and covariance ``(C, K, K)`` of a channel's taps.
+
+    ``images`` is the sum of all images less the centre; ``share`` the mean of the mask of the image
+    at each tap, and ``border`` the covariance of that.
+    """
+    c = tl.program_id(0)
+    taps: tl.constexpr = R * S
+    k = tl.arange(0, BLOCK_K)
+    u, v = k[:, None], k[None, :]
+    low, high = tl.minimum(u, v), tl.maximum(u, v)
+    pair = low * taps - low * (low - 1) // 2 + high - low
+    exists = (u < taps) & (v < taps)
+    gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float64)
+    every: tl.constexpr = taps * (taps + 1) // 2
+    for start in range(0, programs, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        place = (n * channels + c).to(tl.int64)[:, None, None] * every + pair[None, :, :]
+        is_part = (n < programs)[:, None, None] & exists[None, :, :]
+        found = tl.load(parts + place, mask=is_part, other=0.0)
+        gram += tl.sum(found.to(tl.float64), 0)
+    inner = tl.load(share + k, mask=k < taps, other=0.0)[:, None]
+    total = tl.zeros((BLOCK_K,), tl.float32)
+    mixed = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
+    image = images + c.to(tl.int64) * height * width
+    for start in range(0, outputs, BLOCK_P):
+        p = (start + tl.arange(0, BLOCK_P))[None, :]
+        row = p // columns * STEP_R - LOW_R + (u // S) * DILATION_R
+        column = p % columns * STEP_S - LOW_S + (u % S) * DILATION_S
+        is_read = (u < taps) & (p < outputs)
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & is_read
+        value = tl.load(image + row * width + column, mask=inside, other=0.0)
+        away = tl.where(is_read, inside.to(tl.float32) - inner, 0.0)
+        total += tl.sum(value, 1)
+        mixed += tl.dot(value, tl.trans(away), input_precision="ieee")
+    average, middle = total / count, tl.load(centre + c)
+    found = (gram / count).to(tl.float32) - average[:, None] * average[None, :]
+    found += middle / count * (mixed + tl.trans(mixed))
+    place = u * taps + v
+    found += middle * middle * tl.load(border + place, mask=exists, other=0.0)
+    tl.store(mean + c * taps + k, average, mask=k < taps)
+    tl.store(covariance + c.to(tl.int64) * (taps * taps) + place, found, mask=exists)
 
 
 @triton.jit
@@ -107,137 +180,3 @@ def summed(
         own += tl.load(place, mask=exists, other=0.0).to(tl.float32) - mean
         place += stride_n
     tl.store(total + c * positions + p, own, mask=exists)
-
-
-@triton.jit
-def inner_gradient(
-    x,
-    lags,
-    image,
-    of_x,
-    total,
-    channels,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    of_stride_n,
-    of_stride_c,
-    of_stride_h,
-    of_stride_w,
-    TOP: tl.constexpr,
-    LEFT: tl.constexpr,
-    bottom,
-    right,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    DILATION_R: tl.constexpr,
-    DILATION_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Write the gradient where all windows that read a position are outputs, with stride 1.
-
-    Those are the positions from TOP and LEFT to before bottom and right; ``lags`` is the sum of the
-    weights of all pairs of taps at each distance, ``(C, 2R - 1, 2S - 1)``.
-    """
-    c = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    i, j = p // (right - LEFT) + TOP, p % (right - LEFT) + LEFT
-    exists = (c < channels) & (i < bottom)
-    n = tl.program_id(2).to(tl.int64)
-    given = of_x + n * of_stride_n + c * of_stride_c + i * of_stride_h + j * of_stride_w
-    own = tl.load(given, mask=exists, other=0.0).to(tl.float32)
-    own += tl.load(image + c * (height * width) + i * width + j, mask=exists, other=0.0)
-    here = n * stride_n + c * stride_c + i * stride_h + j * stride_w
-    for a in tl.static_range(1 - R, R):
-        for b in tl.static_range(1 - S, S):
-            row, column = i + a * DILATION_R, j + b * DILATION_S
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            there = here + a * DILATION_R * stride_h + b * DILATION_S * stride_w
-            value = tl.load(x + there, mask=exists & inside, other=0.0).to(tl.float32)
-            lag = (a + R - 1) * (2 * S - 1) + b + S - 1
-            weight = lags + c * ((2 * R - 1) * (2 * S - 1)) + lag
-            own += tl.load(weight, mask=c < channels, other=0.0) * value
-    tl.store(total + here, own.to(total.dtype.element_ty), mask=exists)
-
-
-@triton.jit
-def gradient(
-    x,
-    weight,
-    image,
-    of_x,
-    total,
-    channels,
-    height,
-    width,
-    rows,
-    columns,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    of_stride_n,
-    of_stride_c,
-    of_stride_h,
-    of_stride_w,
-    top,
-    bottom,
-    left,
-    right,
-    R: tl.constexpr,
-    S: tl.constexpr,
-    LOW_R: tl.constexpr,
-    LOW_S: tl.constexpr,
-    STEP_R: tl.constexpr,
-    STEP_S: tl.constexpr,
-    DILATION_R: tl.constexpr,
-    DILATION_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Write ``of_x + image +`` the weight ``(C, K, K)`` times the taps, written back, like ``x``.
-
-    Left out are the positions from top and left to before bottom and right.
-
-    What tap k of a window writes to a position is read by tap k' at the distance of the two, at any
-    stride: so a position adds up its neighbours, each times the sum of the weights of those pairs
-    whose window is an output.
-    """
-    c = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-    p = (tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P))[None, :]
-    # First the rows above and below what is left out, then what lies beside it.
-    above = (top + height - bottom) * width
-    beside = left + width - right
-    side, row = (p - above) % tl.maximum(beside, 1), p // width
-    i = tl.where(p < above, row, (p - above) // tl.maximum(beside, 1) + top)
-    i = tl.where((p < above) & (row >= top), row + bottom - top, i)
-    j = tl.where(p < above, p % width, tl.where(side < left, side, side + right - left))
-    exists = (c < channels) & (p < above + (bottom - top) * beside)
-    n = tl.program_id(2).to(tl.int64)
-    given = of_x + n * of_stride_n + c * of_stride_c + i * of_stride_h + j * of_stride_w
-    own = tl.load(given, mask=exists, other=0.0).to(tl.float32)
-    own += tl.load(image + c * (height * width) + i * width + j, mask=exists, other=0.0)
-    here = n * stride_n + c * stride_c + i * stride_h + j * stride_w
-    pairs = weight + c * (R * S * R * S)
-    for a in range(1 - R, R):
-        for b in range(1 - S, S):
-            row, column = i + a * DILATION_R, j + b * DILATION_S
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            there = here + a * DILATION_R * stride_h + b * DILATION_S * stride_w
-            value = tl.load(x + there, mask=exists & inside, other=0.0).to(tl.float32)
-            factor = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-            for u in range(max(0, -a), min(R, R - a)):
-                up = i + LOW_R - u * DILATION_R
-                is_row = (up >= 0) & (up < rows * STEP_R) & (up % STEP_R == 0)
-                for v in range(max(0, -b), min(S, S - b)):
-                    back = j + LOW_S - v * DILATION_S
-                    is_column = (back >= 0) & (back < columns * STEP_S) & (back % STEP_S == 0)
-                    pair = (u * S + v) * (R * S) + (u + a) * S + v + b
-                    found = tl.load(pairs + pair, mask=c < channels, other=0.0)
-                    factor += tl.where(is_row & is_column, found, 0.0)
-            own += factor * value
-    tl.store(total + here, own.to(total.dtype.element_ty), mask=exists)

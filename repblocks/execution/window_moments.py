@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import prod
-from types import EllipsisType, ModuleType
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import compiled, on_gpu, triton_kernels
+from repblocks.execution import compiled, on_gpu
 from repblocks.execution.convolving import (
     cropped,
     gradient_of_weight,
     padded,
     shifted,
+    summable,
     sums_wide,
     wide,
 )
@@ -72,6 +73,13 @@ class Windows:
         With the mask ``m`` of the image, ``x = x' + c m``: the covariance has four parts, each a
         covariance of small numbers, or of the mask.
         """
+        share, border = (
+            _remembered(known, self.axes, x, centre.dtype)
+            for known in (_mask_mean, _mask_covariance)
+        )
+        found = on_gpu.window_moments(x, centre, self.axes, share, border)
+        if found is not None:
+            return found
         count = self.count(x)
         deviation = _remembered(_mask_deviation, self.axes, x, centre.dtype)
         gram, images = self._products(x, centre)
@@ -79,13 +87,12 @@ class Windows:
         mean = summed.sum(2) / count
         covariance = gram / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         mixed = summed @ deviation.transpose(1, 2) * (centre / count).view(-1, 1, 1)
-        border = _remembered(_mask_covariance, self.axes, x, centre.dtype)
         covariance = covariance + mixed + mixed.transpose(1, 2)
         return mean, covariance + centre.square().view(-1, 1, 1) * border
 
     def _products(self, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the products of all pairs of taps ``(C, K, K)``, and the sum of the images."""
-        found = _kernels(x).window_products(x, centre, self.axes)
+        found = compiled.window_products(x, centre, self.axes)
         if found is not None:
             return found
         centred = self.centred(wide(x), centre)
@@ -95,20 +102,26 @@ class Windows:
         self, x: Tensor, mean: Tensor, of_mean: Tensor, of_covariance: Tensor, of_x: Tensor
     ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(C, K)``."""
-        weight = (of_covariance + of_covariance.transpose(1, 2)) / self.count(x)
-        bias = of_mean / self.count(x) - (weight @ mean.unsqueeze(2)).squeeze(2)
+        moments, factor = (of_mean, of_covariance), 1 / self.count(x)
+        total = on_gpu.window_gradient(x, mean, moments, of_x, self.axes, factor)
+        if total is not None:
+            return total
+        weight = of_covariance * (2 * factor)  # it is symmetric: a sum of squares
+        bias = of_mean * factor - (weight @ mean.unsqueeze(2)).squeeze(2)
         constant = bias.unsqueeze(2).expand(-1, -1, self.positions(x))
         image = self.write(constant, wide(x[:1]))
-        found = _kernels(x).window_gradient(x, weight, image, of_x, self.axes)
+        found = compiled.window_gradient(x, weight, image, of_x, self.axes)
         return self.mixed(wide(x), weight).add_(image).add_(of_x) if found is None else found
 
-    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> Tensor:
-        """Return the sum of ``g`` times what is read less the offset, ``(C, 1, K)``."""
+    def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of ``g`` times what is read, ``(C, 1, K)``, and of ``g``, ``(C,)``."""
+        images = self._sum_of_images(g, centre).flatten(1)
         sizes, channels = [axis.size for axis in self.axes], x.shape[1]
+        g, x = summable(g, x)
         inner = gradient_of_weight(g, shifted(x, -centre), sizes, self.axes, channels)
-        deviation = _remembered(_mask_deviation, self.axes, x, centre.dtype)[0]
-        border = self._sum_of_images(g, centre).flatten(1) @ deviation.T
-        return inner.view(channels, 1, -1) + (centre.unsqueeze(1) * border).unsqueeze(1)
+        border = images @ _remembered(_mask_deviation, self.axes, x, centre.dtype)[0].T
+        of_kernel = torch.addcmul(inner.flatten(1), centre.unsqueeze(1), border)
+        return of_kernel.unsqueeze(1), images.sum(1)
 
     def _sum_of_images(self, g: Tensor, centre: Tensor) -> Tensor:
         if sums_wide(g) and on_gpu.serves(g, self.axes):
@@ -195,11 +208,6 @@ class Windows:
                 *(step * axis.dilation for step, axis in steps),
             ),
         )
-
-
-def _kernels(x: Tensor) -> ModuleType:
-    """Return the module that has the kernels for the device of the input."""
-    return on_gpu if x.device.type in triton_kernels.DEVICES else compiled
 
 
 Place = tuple[tuple[int, ...], torch.dtype, torch.device]

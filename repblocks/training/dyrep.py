@@ -88,8 +88,10 @@ class DyRep(pl.Callback):
                 f"not allow, got {trainer.world_size} of them; train with trainer.devices=1."
             )
         config = _classifier(pl_module).config
-        if config.compile:
-            raise ConfigurationError("DyRep changes the network, so that compile must be false.")
+        if config.compile or config.cuda_graph:
+            raise ConfigurationError(
+                "DyRep changes the network, so that compile and cuda_graph must be false."
+            )
         if isinstance(config.optimizer, RepOptimizerConfig):
             raise ConfigurationError(
                 "DyRep grows branches, and RepOptimizer trains plain kernels in place of them: "

@@ -22,6 +22,7 @@ from repblocks.training.checkpoint import check_weights, describe, read_checkpoi
 from repblocks.training.claiming import CHECKPOINTS, METRICS, claimed
 from repblocks.training.classifier import ImageClassifier
 from repblocks.training.config import RepOptimizerConfig, TrainingConfig
+from repblocks.training.cuda_graph import CudaGraph
 from repblocks.training.curves import draw_curves
 from repblocks.training.guard import NonFiniteGuard
 from repblocks.training.metrics_log import MetricsLog
@@ -119,6 +120,7 @@ def _callbacks(
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
         annealing,
+        *([CudaGraph()] if config.cuda_graph else []),
         *([] if end is None else [DecayAnnealing(decay, end)]),
         MetricsLog(output / METRICS, every),
         *checkpoint_callbacks(config, folder, annealing, has_validation=has_validation),

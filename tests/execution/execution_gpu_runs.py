@@ -8,9 +8,19 @@ import torch
 import triton
 import triton.language as tl
 from execution_runs import Step, assert_same, block_of, distance, image, step
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import dispatch, normed_sum, on_gpu, triton_kernels, triton_moments
+from repblocks.execution import (
+    channels_on_gpu,
+    dispatch,
+    normed_sum,
+    on_gpu,
+    rows_in_torch,
+    rows_on_gpu,
+    triton_kernels,
+    triton_moments,
+)
 from repblocks.execution.window_moments import Windows
 
 AXES = [
@@ -52,34 +62,136 @@ def on_the_device(monkeypatch):
         monkeypatch.setattr(dispatch, name, lambda _: True)
 
 
+@pytest.fixture(autouse=True)
+def products_of_bfloat16(monkeypatch):
+    """Let the interpreter, which holds bfloat16 as whole numbers, multiply what they stand for."""
+    if DEVICE == "cuda":
+        return
+    create_dot = InterpreterBuilder.create_dot
+
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        wide = (handle.data.astype("uint32") << 16).view("float32")
+        return TensorHandle(wide, tl.float32)
+
+    monkeypatch.setattr(
+        InterpreterBuilder,
+        "create_dot",
+        lambda self, a, b, *rest: create_dot(self, widened(a), widened(b), *rest),
+    )
+
+
 def inputs(size, layout, dtype):
     x = (image(2, 2, *size) + 1).to(DEVICE, dtype).to(memory_format=LAYOUTS[layout])
     return x, x[:1].float().mean((0, 2, 3))
 
 
 @windows_of_inputs
-def test_products_are_those_of_torch(axes, size, layout, dtype):
+def test_moments_are_those_of_torch(axes, size, layout, dtype):
     (x, centre), windows = inputs(size, layout, dtype), Windows(2, axes)
-    gram, summed = on_gpu.window_products(x, centre, axes)
-    assert gram.dtype is summed.dtype is torch.float32
-    centred = windows.centred(x.double(), centre.double())
-    taps = windows.read(centred)
+    mask = windows.mask(x)
+    away = mask - mask.mean(2, keepdim=True)
+    border = away @ away.transpose(1, 2) / mask.shape[2]
+    given = mask.mean(2).float(), border.float()
+    mean, covariance = on_gpu.window_moments(x, centre, axes, *given)
+    assert mean.dtype is covariance.dtype is torch.float32
+    taps = windows.read(x.double())
+    truth = taps.mean(2)
     # The inputs are what they are in their own dtype: only float32 rounds here.
-    assert distance(gram, taps @ taps.transpose(1, 2)) < 2e-6
-    assert distance(summed, centred.sum(0, keepdim=True)) < 2e-6
+    assert distance(mean.double() + windows.offset(x.double(), centre.double()), truth) < 2e-6
+    taps -= truth.unsqueeze(2)
+    assert distance(covariance, taps @ taps.transpose(1, 2) / taps.shape[2]) < 2e-6
 
 
 @windows_of_inputs
 def test_gradients_are_those_of_torch(axes, size, layout, dtype):
     (x, _), windows = inputs(size, layout, dtype), Windows(2, axes)
     half = image(2, windows.taps, windows.taps, dtype=torch.float32).to(DEVICE)
-    other, weight = image(1, 2, *size).to(DEVICE), half + half.transpose(1, 2)
-    of_x = image(*x.shape).to(x)
-    found = on_gpu.window_gradient(x, weight, other.float(), of_x, axes)
+    weight, of_x = half + half.transpose(1, 2), image(*x.shape).to(x)
+    mean, of_mean = (image(2, windows.taps, seed=n).float().to(DEVICE) for n in (1, 2))
+    given = of_mean.T.contiguous().T, torch.cat([weight, weight], 2)[..., : windows.taps]
+    found = on_gpu.window_gradient(x, mean, given, of_x, axes, 0.5)
     assert found.dtype is dtype
     assert found.stride() == x.stride()
-    written = windows.write(weight.double() @ windows.read(x.double()), x.double())
-    assert distance(found, written + other + of_x.double()) < EXACT[dtype]
+    taps = windows.read(x.double()) - mean.double().unsqueeze(2)
+    written = windows.write(weight.double() @ taps + of_mean.double().unsqueeze(2) / 2, x.double())
+    assert distance(found, written + of_x.double()) < EXACT[dtype]
+
+
+#: Images, channels, outputs, size.
+CHANNELS = [(3, 4, 6, 7), (2, 24, 40, 5), (1, 130, 20, 9)]
+
+
+@pytest.mark.parametrize(("images", "channels", "outputs", "size"), CHANNELS)
+def test_products_and_maps_of_channels_are_those_of_torch(images, channels, outputs, size):
+    x, g = (
+        image(images, c, size, size).to(DEVICE, torch.bfloat16).to(memory_format=LAYOUTS["nhwc"])
+        for c in (channels, outputs)
+    )
+    shift, bias = image(channels).float().to(DEVICE), image(outputs).float().to(DEVICE)
+    weight = image(outputs, channels).float().to(DEVICE)
+    away = (x.float() - shift.view(-1, 1, 1)).bfloat16()
+    with torch.no_grad():
+        found = channels_on_gpu.products(g, x, shift)
+        own = channels_on_gpu.products(x, x, shift, both=True)
+        y = channels_on_gpu.mapped(x, weight, bias, shift=shift, other=g, factors=(0.5, 2))
+        plain = channels_on_gpu.mapped(x, weight, bias)
+    exact = 1e-6 if DEVICE == "cuda" else 1e-2  # the interpreter cuts what it should round
+    for left, result in ((g, found), (away, own)):
+        truth = torch.einsum("nohw,nchw->oc", left.double(), away.double())
+        assert distance(result[:, :-1], truth) < exact
+        assert distance(result[:, -1], left.double().sum((0, 2, 3))) < exact
+    exact = 5e-3 if DEVICE == "cuda" else 2e-2
+    rounded, column = weight.bfloat16().double(), bias.double().view(-1, 1, 1)
+    truth = torch.einsum("oc,nchw->nohw", rounded, away.double())
+    assert distance(y, truth / 2 + 2 * column + g.double()) < exact
+    truth = torch.einsum("oc,nchw->nohw", rounded, x.double()) + column
+    assert distance(plain, truth) < exact
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+#: Groups, branches, outputs and inputs of a group, and branches that are the input itself.
+ROWS = [(1, 4, 5, 5, 1), (3, 2, 4, 6, 0), (6, 5, 1, 9, 0), (2, 1, 3, 3, 2), (1, 3, 7, 130, 0)]
+
+
+@pytest.mark.parametrize("has_affine", [True, False])
+@pytest.mark.parametrize(("g", "b", "r", "d", "inputs"), ROWS)
+def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
+    """One row has a variance that is all rounding: it is raised, and passes no gradient on."""
+    rows, half = image(g, b, r, d), image(g, d, d, seed=1)
+    rows[0, 0, 0] = 0
+    mean, offset = image(g, d, seed=2), image(g, d, seed=3)
+    covariance = half @ half.transpose(1, 2)
+    product = (rows.flatten(1, 2) @ covariance).view_as(rows)
+    product[0, 0, 0] = -1
+    n, o = b + inputs, g * r
+    affine = [image(o, seed=4 + i) for i in range(2 * n)] if has_affine else []
+    of_rows, of_kernel, of_shift = image(g, b, r, d), image(g, r, d, seed=9), image(o)
+    results = []
+    for module, dtype in ((rows_in_torch, torch.float64), (rows_on_gpu, torch.float32)):
+
+        def given(*tensors, dtype=dtype, is_there=module is rows_on_gpu):
+            return [t.to(DEVICE if is_there else "cpu", dtype) for t in tensors]
+
+        own, products, *moments = given(rows, product, mean, covariance, offset)
+        found = module.statistics(own, products, *moments, inputs, 1.5)
+        means, spread, *_, kept = found
+        affine_there = given(*affine)
+        kernel, shift, scales, inverses = module.merged(
+            own, means, spread, affine_there[:n], affine_there[n:], 1e-3
+        )
+        arrived = given(of_kernel, of_shift)
+        of_all = module.merged_gradient(own, means, scales, inverses, *arrived, len(affine) // 2)
+        of_moments = module.statistics_gradient(
+            own, products, *moments[:2], kept, *given(of_rows), *of_all[1:3]
+        )
+        results.append([*found, kernel, shift, *of_all[:4], *of_all[4], *of_moments])
+    truths, founds = results
+    assert len(truths) == len(founds)
+    for truth, found in zip(truths, founds, strict=True):
+        assert truth.shape == found.shape
+        assert distance(found.double().cpu(), truth.double()) < 1e-5
 
 
 #: Block, kernel size, options, and how it is run.

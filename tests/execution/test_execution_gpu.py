@@ -14,7 +14,7 @@ import torch
 from execution_runs import assert_same, block_of, image, step
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import on_gpu, triton_kernels
+from repblocks.execution import launched_for_free, on_gpu, triton_kernels
 from repblocks.execution.profit import may_pay, merging_pays, one_pass_pays
 from repblocks.execution.reading import split
 
@@ -36,24 +36,39 @@ def test_in_the_interpreter_they_compute_what_torch_does():
 
 
 KERNELS = {
-    "triton_windows": ["products", "summed", "inner_gradient", "gradient"],
+    "triton_windows": ["products", "summed", "moments"],
+    "triton_window_gradients": ["weights", "inner_gradient", "gradient"],
     "triton_moments": ["moments", "shifted"],
     "triton_sums": ["statistics", "normed_sum", "gradient_sums", "gradients"],
+    "triton_rows": ["statistics", "statistics_gradient", "merged", "merged_gradient"],
+    "triton_channels": ["products", "mapped"],
 }
-#: What kernels take: images, one or several of them, numbers of channels, and what is not whole.
+#: What kernels take: images, one or several of them, vectors, what is not whole, and numbers.
 IMAGES = {"x", "of_x", "total", "other", "y", "g"}
 SEVERAL = {"images", "of_images", "weights", "biases", "running_means", "running_variances"}
-VECTORS = {"centre", "parts", "weight", "image", "lags", "means", "inverses", "factors", "shift"}
-VECTORS |= {"sums"}
+VECTORS = {"centre", "parts", "weight", "lags", "means", "inverses", "factors", "shift", "sums"}
+VECTORS |= {"share", "border", "mean", "covariance", "of_mean", "of_covariance", "biases", "bias"}
+VECTORS |= {"rows", "product", "offset", "spread", "averages", "unbiased", "kept", "of_rows"}
+VECTORS |= {"of_means", "of_spread", "found", "weighted", "of_moments", "kernel", "scales"}
+VECTORS |= {"of_kernel", "of_shift", "of_factors", "of_biases"}
+FRACTIONS = {"epsilon", "momentum", "factor", "of_weight", "of_bias"}
 
 
-def kind_of(name, *, is_sum):
+def kind_of(module, kernel, name):
+    is_several = (
+        name in {"factors", "biases"}
+        if (module, kernel) == ("triton_rows", "merged")
+        else (name in SEVERAL and module in {"triton_moments", "triton_sums"})
+    )
+    if is_several:
+        return ("*bf16", "*fp32") if "images" in name else ("*fp32", "*fp32")
+    if (module, kernel, name) == ("triton_windows", "moments", "images"):
+        return "*fp32"
     if name in IMAGES:
         return "*bf16"
-    if name in SEVERAL and is_sum:
-        return ("*bf16", "*fp32") if "images" in name else ("*fp32", "*fp32")
-    fractions = {"epsilon", "momentum"}
-    return "*fp32" if name in VECTORS else "fp32" if name in fractions else "i32"
+    is_number = (kernel, name) == ("gradient", "rows")
+    is_vector = name in VECTORS and not is_number
+    return "*fp32" if is_vector else "fp32" if name in FRACTIONS else "i32"
 
 
 @pytest.mark.parametrize(("block_c", "block_p"), [(1, 64), (8, 16)])
@@ -71,29 +86,40 @@ def test_they_compile_for_a_gpu(module, name, block_c, block_p, monkeypatch, tmp
     names = inspect.signature(kernel.fn).parameters
     constants = {"BLOCK_C": block_c, "BLOCK_P": block_p, "BLOCK_N": 64, "R": 3, "S": 3}
     constants |= dict.fromkeys(["LOW_R", "LOW_S", "DILATION_R", "DILATION_S", "TOP", "LEFT"], 1)
-    constants |= {"STEP_R": 2, "STEP_S": 2, "FIRST": 0, "LAST": 9}
+    constants |= {"STEP_R": 2, "STEP_S": 2, "FIRST": 0, "LAST": 9, "BRANCHES": 2, "INPUTS": 0}
+    constants |= {"BIASES": 2, "BLOCK_D": 64, "BLOCK_K": 16, "BLOCK_L": 32, "BOTH": True}
+    constants |= {"BLOCK_O": 32, "IS_SHIFTED": True}
+    if module == "triton_channels":
+        constants["BLOCK_C"] = 64
+    if (module, name) == ("triton_windows", "moments"):
+        constants["BLOCK_N"] = 8
     constants |= {"RECTIFIED": True, "IS_ALONE": False}
     # A whole number that is one becomes a constant when a kernel is launched.
     constants |= {"stride_c" if block_c > 1 else "stride_w": 1, "columns": 1}
     constants = {key: value for key, value in constants.items() if key in names}
-    kinds = {key: kind_of(key, is_sum=module != "triton_windows") for key in names}
+    kinds = {key: kind_of(module, name, key) for key in names}
     kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=kernel, signature=kinds, constexprs=constants)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     assert "ptx" in built.asm
 
 
+def clear():
+    triton_kernels.loaded.cache_clear()
+    triton_kernels.say_once.cache_clear()
+
+
 def test_without_triton_torch_does_the_work_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
     monkeypatch.setitem(sys.modules, "triton", None)
-    triton_kernels.loaded.cache_clear()
+    clear()
     block, x = block_of("mobileone", 8, 8, 3, groups=8).float(), image(3, 8, 9, 9).float()
     with caplog.at_level(logging.INFO):
         found = step(block, x, "merged")
-    triton_kernels.loaded.cache_clear()
+    clear()
     assert_same(found, step(block, x, "branchwise"), 1e-5, 1e-4)
     (line,) = caplog.messages
-    assert "slower without the kernels of triton_windows" in line
+    assert "slower without the kernels for a GPU" in line
 
 
 @pytest.mark.parametrize(
@@ -108,8 +134,8 @@ def test_without_triton_torch_does_the_work_and_says_so_once(monkeypatch, caplog
 )
 def test_what_does_not_suit_them_is_left_to_torch(x, axes, monkeypatch):
     monkeypatch.setattr(triton_kernels, "DEVICES", ("cpu",))
-    assert on_gpu.window_products(x, x[0], axes) is None
-    assert on_gpu.window_gradient(x, x, x, x, axes) is None
+    assert on_gpu.window_moments(x, x[0], axes, x, x) is None
+    assert on_gpu.window_gradient(x, x, (x, x), x, axes, 1.0) is None
 
 
 class Launches:
@@ -134,10 +160,11 @@ def test_grids_for_large_images_can_be_launched(layout, stride, monkeypatch):
     monkeypatch.setattr(triton_kernels, "loaded", lambda _: launches)
     axes = [Axis(3, stride, 1, 1)] * 2
     x = torch.empty(1, 2, 2**13, 2**13, dtype=torch.bfloat16, memory_format=layout)  # untouched
-    on_gpu.window_products(x, x[0, :, 0, 0], axes)
-    on_gpu.window_gradient(x, torch.zeros(2, 9, 9), x[:0], x, axes)
+    mean, weight = torch.zeros(2, 9), torch.zeros(2, 9, 9)
+    on_gpu.window_moments(x, x[0, :, 0, 0].float(), axes, mean[:1], weight[:1])
+    on_gpu.window_gradient(x, mean, (mean, weight), x, axes, 1.0)
     assert len(launches.grids) >= 3
-    assert all(max(rest) < 2**16 for _, *rest in launches.grids)
+    assert all(max(rest, default=1) < 2**16 for _, *rest in launches.grids)
     many = torch.empty(2**16, 1, 4, 4)
     assert not on_gpu.serves(many, axes)
     assert on_gpu.serves(many[1:], axes)
@@ -159,18 +186,22 @@ def test_auto_runs_the_branches_on_devices_that_were_never_measured():
 
 def test_auto_merges_large_images_on_a_gpu_in_what_was_measured(monkeypatch):
     monkeypatch.setattr(triton_kernels, "DEVICES", ("meta",))
-    of_blocks = [block_of("mobileone", 64, 64, k, groups=g) for k, g in ((1, 1), (3, 64), (5, 64))]
-    parts = [split(block.branches, 2) for block in of_blocks]
-    for size, dtype, layout, is_summed, is_merged in [
-        (64, torch.bfloat16, torch.channels_last, True, False),
-        (92, torch.bfloat16, torch.channels_last, True, True),
-        (63, torch.bfloat16, torch.channels_last, False, False),
+    kinds = [(1, {}), (3, {"groups": 64}), (3, {"groups": 64, "stride": 2}), (5, {"groups": 64})]
+    blocks = [block_of("mobileone", 64, 64, k, **options) for k, options in kinds]
+    parts = [split(block.branches, 2) for block in blocks]
+    for size, dtype, layout, pays, pays_replayed in [
+        (64, torch.bfloat16, torch.channels_last, True, True),
+        (63, torch.bfloat16, torch.channels_last, False, True),
+        (7, torch.bfloat16, torch.channels_last, False, False),
         (92, torch.float32, torch.channels_last, False, False),
         (92, torch.bfloat16, torch.contiguous_format, False, False),
     ]:
         x = torch.empty(256, 64, size, size, device="meta", dtype=dtype, memory_format=layout)
-        assert one_pass_pays(x) is is_summed
-        assert [merging_pays(own, x) for own in parts] == [is_merged, is_merged, False]
+        assert one_pass_pays(x) is pays
+        assert [merging_pays(own, x) for own in parts] == [pays, pays, False, False]
+        with launched_for_free():
+            assert one_pass_pays(x) is pays_replayed
+            assert [merging_pays(own, x) for own in parts] == [pays_replayed] * 3 + [False]
 
 
 def test_triton_is_not_imported_before_it_is_needed():
