@@ -23,6 +23,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -139,13 +140,12 @@ def captured(step: Step) -> Step:
     """Return the kernels of a step on a GPU, without the work of the CPU between them."""
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with launched_for_free():
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                step()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+    with torch.cuda.stream(stream):
+        for _ in range(3):
             step()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        step()
     return graph.replay
 
 
@@ -273,7 +273,8 @@ def rows_of(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 torch.compiler.reset()
                 for model in models.values():
                     model.compile()
-            found[case.title] = measure(models, x, arguments.rounds, replay=arguments.replay)
+            with launched_for_free() if arguments.replay else nullcontext():
+                found[case.title] = measure(models, x, arguments.rounds, replay=arguments.replay)
             cells = [f"{name} {_cell(found[case.title], name)}" for name in models]
             print(f"{case.title}: {', '.join(cells)}", flush=True)
     return found
