@@ -151,8 +151,9 @@ def deploy(
                 names = {"safetensors", *formats, *wanted, *found.fastest_forms()}
             chosen = _keep([*chosen, *more], names, folder)
             forms = {form.name: forms[form.name] for form in chosen if form.name in forms}
-        if quantized.scores:
-            measured[SCORES] = dict(quantized.scores)
+        scores = quantized.scores
+        if kept := {form.name: scores[form.name] for form in chosen if form.name in scores}:
+            measured[SCORES] = kept
         macs = (None, None) if fold is None else (fold.macs_before, fold.macs_after)
         report = DeploymentReport(
             model=dict(named),

@@ -277,6 +277,7 @@ def test_auto_times_int8_and_chooses_it_only_where_that_is_allowed(
     assert report.quantization is not None
     assert set(report.quantization.forms) == {INT8[0]}
     assert INT8[1] in report.sizes
+    assert set(report.measured["quantized_scores"]) == {INT8[0]}
     assert "model.onnx" not in report.sizes
     assert "onnx_int8" in {one.name for one in check_artifact(tmp_path / "b")}
 
@@ -298,6 +299,7 @@ def test_auto_leaves_int8_out_that_loses_too_much(
     assert seen == {INT8[0]: False}
     assert "onnx_int8 is not chosen: model_int8.onnx has a top-1 of 88.00%" in report.to_markdown()
     assert "model_int8.onnx" not in report.sizes
+    assert "quantized_scores" not in report.measured  # it is judged, and not kept
 
 
 def test_auto_goes_on_where_int8_cannot_be_written_or_judged(
