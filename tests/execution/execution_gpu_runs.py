@@ -158,7 +158,10 @@ ROWS = [(1, 4, 5, 5, 1), (3, 2, 4, 6, 0), (6, 5, 1, 9, 0), (2, 1, 3, 3, 2), (1, 
 @pytest.mark.parametrize("has_affine", [True, False])
 @pytest.mark.parametrize(("g", "b", "r", "d", "inputs"), ROWS)
 def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
-    """One row has a variance that is all rounding: it is raised, and passes no gradient on."""
+    """One row has a variance that is all rounding: it is raised, and passes no gradient on.
+
+    Kernels get vectors that do not lie in a row.
+    """
     rows, half = image(g, b, r, d), image(g, d, d, seed=1)
     rows[0, 0, 0] = 0
     mean, offset = image(g, d, seed=2), image(g, d, seed=3)
@@ -172,19 +175,21 @@ def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
     for module, dtype in ((rows_in_torch, torch.float64), (rows_on_gpu, torch.float32)):
 
         def given(*tensors, dtype=dtype, is_there=module is rows_on_gpu):
-            return [t.to(DEVICE if is_there else "cpu", dtype) for t in tensors]
+            there = [t.to(DEVICE if is_there else "cpu", dtype) for t in tensors]
+            return [torch.stack([t, t], -1)[..., 0] for t in there] if is_there else there
 
-        own, products, *moments = given(rows, product, mean, covariance, offset)
+        own, products = (t.contiguous() for t in given(rows, product))
+        moments = given(mean, covariance, offset)
         found = module.statistics(own, products, *moments, inputs, 1.5)
         means, spread, *_, kept = found
         affine_there = given(*affine)
         kernel, shift, scales, inverses = module.merged(
             own, means, spread, affine_there[:n], affine_there[n:], 1e-3
         )
-        arrived = given(of_kernel, of_shift)
-        of_all = module.merged_gradient(own, means, scales, inverses, *arrived, len(affine) // 2)
+        arrived = given(scales, inverses, of_kernel, of_shift)
+        of_all = module.merged_gradient(own, means, *arrived, len(affine) // 2)
         of_moments = module.statistics_gradient(
-            own, products, *moments[:2], kept, *given(of_rows), *of_all[1:3]
+            own, products, *moments[:2], *given(kept, of_rows), *of_all[1:3]
         )
         results.append([*found, kernel, shift, *of_all[:4], *of_all[4], *of_moments])
     truths, founds = results
