@@ -47,14 +47,12 @@ def statistics_gradient(
     rows: Tensor,
     product: Tensor,
     mean: Tensor,
-    covariance: Tensor,
     kept: Tensor,
     of_rows: Tensor,
     of_means: Tensor,
     of_spread: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of rows, mean and covariance."""
-    del covariance
     groups, branches, outputs, depth = rows.shape
     inputs = len(kept) - branches
     width = depth + (1 if depth % _ALIGNED else _ALIGNED)
