@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from execution_runs import Step, assert_same, block_of, distance, image, step
+from torch.nn.utils.parametrize import register_parametrization
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from repblocks.algebra.axis import Axis
@@ -220,6 +221,23 @@ def test_a_training_step_is_that_of_the_branches(name, size, options, execution,
     truth = step(block, x, "branchwise")
     found = step_there(block, x, execution, layout, dtype)
     assert_same(found, truth, EXACT[dtype] * 5, EXACT[dtype] * 10)
+
+
+class OfTheFirst(torch.nn.Module):
+    """Gives all channels the number of the first one: a vector that does not lie in a row."""
+
+    def forward(self, vector):
+        return vector[:1].expand(vector.shape)
+
+
+@pytest.mark.parametrize(("name", "execution"), [("mobileone", "merged"), ("repvgg", "auto")])
+def test_norms_whose_channels_share_a_number(name, execution):
+    block, x = block_of(name, 4, 4, 1 if execution == "merged" else 3), image(3, 4, 6, 7)
+    for norm in (m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        register_parametrization(norm, "weight", OfTheFirst())
+        register_parametrization(norm, "bias", OfTheFirst())
+    truth = step(block, x, "branchwise")
+    assert_same(step_there(block, x, execution, "nhwc", torch.float32), truth, 1e-5, 2e-5)
 
 
 @pytest.mark.parametrize(("size", "layout", "dtype"), each([(1,), (3,)]))
