@@ -7,8 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from execution_runs import Step, assert_same, block_of, distance, image, step
-from torch.nn.utils.parametrize import register_parametrization
+from execution_runs import Step, assert_same, block_of, distance, image, step, with_shared_numbers
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from repblocks.algebra.axis import Axis
@@ -159,10 +158,7 @@ ROWS = [(1, 4, 5, 5, 1), (3, 2, 4, 6, 0), (6, 5, 1, 9, 0), (2, 1, 3, 3, 2), (1, 
 @pytest.mark.parametrize("has_affine", [True, False])
 @pytest.mark.parametrize(("g", "b", "r", "d", "inputs"), ROWS)
 def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
-    """One row has a variance that is all rounding: it is raised, and passes no gradient on.
-
-    Kernels get vectors that do not lie in a row.
-    """
+    """One row has a variance that is all rounding; kernels get vectors that lie in no row."""
     rows, half = image(g, b, r, d), image(g, d, d, seed=1)
     rows[0, 0, 0] = 0
     mean, offset = image(g, d, seed=2), image(g, d, seed=3)
@@ -223,19 +219,9 @@ def test_a_training_step_is_that_of_the_branches(name, size, options, execution,
     assert_same(found, truth, EXACT[dtype] * 5, EXACT[dtype] * 10)
 
 
-class OfTheFirst(torch.nn.Module):
-    """Gives all channels the number of the first one: a vector that does not lie in a row."""
-
-    def forward(self, vector):
-        return vector[:1].expand(vector.shape)
-
-
 @pytest.mark.parametrize(("name", "execution"), [("mobileone", "merged"), ("repvgg", "auto")])
 def test_norms_whose_channels_share_a_number(name, execution):
-    block, x = block_of(name, 4, 4, 1 if execution == "merged" else 3), image(3, 4, 6, 7)
-    for norm in (m for m in block.modules() if isinstance(m, torch.nn.BatchNorm2d)):
-        register_parametrization(norm, "weight", OfTheFirst())
-        register_parametrization(norm, "bias", OfTheFirst())
+    block, x = with_shared_numbers(block_of(name, 4, 4, 1)), image(3, 4, 6, 7)
     truth = step(block, x, "branchwise")
     assert_same(step_there(block, x, execution, "nhwc", torch.float32), truth, 1e-5, 2e-5)
 
