@@ -98,8 +98,8 @@ def _fit(images: Sequence[Tensor], norms: Sequence[BatchNorm]) -> bool:
 def _run(images: Sequence[Tensor], norms: Sequence[BatchNorm], tail: nn.Module | None) -> Tensor:
     check_count(images[0].numel() // images[0].shape[1])
     is_rectified = _is_relu(tail)
-    weights = [norm.weight for norm in norms if norm.weight is not None]
-    biases = [norm.bias for norm in norms if norm.bias is not None]
+    weights = [norm.weight.contiguous() for norm in norms if norm.weight is not None]
+    biases = [norm.bias.contiguous() for norm in norms if norm.bias is not None]
     given = (norms, is_rectified, len(images))
     result: Tensor = _Normed.apply(*given, *_alike(images), *weights, *biases)
     return result if is_rectified else tailed(result, tail)

@@ -94,7 +94,7 @@ class _Statistics(Function):
         given = rows, product, mean, covariance, offset, *settings
         *found, kept = _kernels(rows).statistics(*given)
         ctx.shapes = [(weight.shape, weight.stride()) for weight in weights]
-        ctx.save_for_backward(rows, product, mean, covariance, kept)
+        ctx.save_for_backward(rows, product, mean, kept)
         ctx.mark_non_differentiable(*found[2:])
         ctx.set_materialize_grads(False)
         return rows, *found

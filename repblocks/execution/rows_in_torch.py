@@ -53,14 +53,12 @@ def statistics_gradient(
     rows: Tensor,
     product: Tensor,
     mean: Tensor,
-    covariance: Tensor,
     kept: Tensor,
     of_rows: Tensor,
     of_means: Tensor,
     of_spread: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of rows, mean and covariance; ``of_rows`` is what else arrives there."""
-    del covariance
     branches = rows.shape[1]
     of_spread = of_spread * kept
     means, spread = [by_group(each[:branches], rows) for each in (of_means, of_spread)]

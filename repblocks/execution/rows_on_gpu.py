@@ -47,21 +47,19 @@ def statistics_gradient(
     rows: Tensor,
     product: Tensor,
     mean: Tensor,
-    covariance: Tensor,
     kept: Tensor,
     of_rows: Tensor,
     of_means: Tensor,
     of_spread: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of rows, mean and covariance."""
-    del covariance
     groups, branches, outputs, depth = rows.shape
     inputs = len(kept) - branches
     width = depth + (1 if depth % _ALIGNED else _ALIGNED)
     of_moments = rows.new_empty(groups, depth, width)
     weighted = rows.new_empty(groups, branches * outputs, width)
     found = torch.empty_like(rows)
-    given = rows, product, mean, kept, of_rows.contiguous()
+    given = rows, product, mean, kept.contiguous(), of_rows.contiguous()
     arrived = of_means.contiguous(), of_spread.contiguous()
     written = found, weighted, of_moments
     more = {"width": width, **_strides(mean)}
@@ -84,7 +82,8 @@ def merged(
     inputs = len(means) - branches
     kernel, shift = rows.new_empty(groups, outputs, depth), rows.new_empty(groups * outputs)
     scales, inverses = _vectors(rows, 2, inputs)
-    given = rows, means.contiguous(), spread.contiguous(), tuple(factors), tuple(biases)
+    affine = [tuple(each.contiguous() for each in some) for some in (factors, biases)]
+    given = rows, means.contiguous(), spread.contiguous(), *affine
     found = kernel, shift, scales, inverses
     _launch("merged", rows, inputs, *given, *found, epsilon=epsilon)
     return found
@@ -103,9 +102,10 @@ def merged_gradient(
     inputs = len(means) - rows.shape[1]
     of_rows, of_biases = torch.empty_like(rows), rows.new_empty(biases, means.shape[1])
     found = _vectors(rows, 3, inputs)
-    given = rows, means.contiguous(), scales, inverses, of_kernel.contiguous()
-    written = of_rows, *found, of_biases
-    _launch("merged_gradient", rows, inputs, *given, of_shift.contiguous(), *written, BIASES=biases)
+    # What torch computed, where the device was not the current one, may lie in any order.
+    arrived = means, scales, inverses, of_kernel, of_shift
+    given = rows, *(each.contiguous() for each in arrived)
+    _launch("merged_gradient", rows, inputs, *given, of_rows, *found, of_biases, BIASES=biases)
     of_means, of_spread, of_factors = found
     return of_rows, of_means, of_spread, of_factors, of_biases.unbind()
 

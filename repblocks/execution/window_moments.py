@@ -242,7 +242,14 @@ def _remembered(compute: Compute, axes: tuple[Axis, ...], x: Tensor, dtype: torc
     if torch.compiler.is_compiling() or type(x) is not Tensor:
         return compute(axes, place)
     known = _known_small if compute in (_mask_mean, _mask_covariance) else _known_images
+    if known is _known_images and _is_captured(x):
+        return compute(axes, place)  # a graph reads on where something forgotten was
     return known(compute, axes, place)
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Tell whether what is done with x becomes part of a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _computed(compute: Compute, axes: tuple[Axis, ...], place: Place) -> Tensor:

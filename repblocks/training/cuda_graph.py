@@ -6,7 +6,9 @@ by one they take longer than they run; replayed, a network takes what its kernel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -25,7 +27,8 @@ class Replayed:
 
     The graph is captured at the first images, and again where their shape changes. It runs what ran
     then: what a network decides in Python stays as it was. Without gradients, or in evaluation, the
-    network runs as ever. Running statistics are left as they were by the passes before the capture.
+    network runs as ever. Running statistics and random numbers are left as they were by the passes
+    before the capture.
 
     Args:
         model: On a GPU; its ``forward`` is replaced by this, until :meth:`stop`.
@@ -43,13 +46,16 @@ class Replayed:
         if not (self.model.training and torch.is_grad_enabled()):
             return self._forward(images)
         if self._graphed is None or images.shape != self._shape:
-            self._graphed = None  # its memory is free for the next
+            self._graphed = None
+            gc.collect()  # a graph is part of a cycle: its memory is free for the next
             self._graphed, self._shape = self._captured(images), images.shape
         return self._graphed(images)
 
     def stop(self) -> None:
         """Give the network its own forward pass back."""
-        self.model.forward = self._forward
+        del self.model.forward  # that of its class is there again
+        if self.model.forward != self._forward:
+            self.model.forward = self._forward
         self._graphed = None
 
     def _captured(self, images: Tensor) -> _Forward:
@@ -63,8 +69,9 @@ class Replayed:
         kind = images.device.type
         is_cast, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         casting = torch.autocast(kind, dtype, is_cast, cache_enabled=False)
+        chance = torch.random.fork_rng([images.device] if images.is_cuda else [])
         try:
-            with casting, launched_for_free():
+            with casting, chance, launched_for_free(), _beside_other_threads():
                 torch.cuda.make_graphed_callables(
                     self.model, (images.clone(),), allow_unused_input=True
                 )
@@ -79,6 +86,25 @@ class Replayed:
             with torch.no_grad():
                 for buffer, own in zip(self.model.buffers(), before, strict=True):
                     buffer.copy_(own)
+
+
+@contextmanager
+def _beside_other_threads() -> Iterator[None]:
+    """Let other threads do what they like while a graph is captured.
+
+    The loader pins the memory of the next batch in one. By default, torch forbids that to all
+    threads: the capture would fail, and the loader with it.
+    """
+    graph: Any = torch.cuda.graph
+
+    def own(*arguments: Any, **options: Any) -> Any:
+        return graph(*arguments, **{**options, "capture_error_mode": "thread_local"})
+
+    torch.cuda.graph = own  # type: ignore[assignment,misc] # make_graphed_callables calls it
+    try:
+        yield
+    finally:
+        torch.cuda.graph = graph  # type: ignore[misc]
 
 
 class CudaGraph(pl.Callback):
@@ -107,6 +133,13 @@ class CudaGraph(pl.Callback):
         if self._replayed is not None:
             self._replayed.stop()
             self._replayed = None
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave it so, too, where training fails: there is no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
 
 
 def _check(trainer: pl.Trainer) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from execution_runs import Step, assert_same, block_of, distance, image, step
+from execution_runs import Step, assert_same, block_of, distance, image, step, with_shared_numbers
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from repblocks.algebra.axis import Axis
@@ -158,7 +158,7 @@ ROWS = [(1, 4, 5, 5, 1), (3, 2, 4, 6, 0), (6, 5, 1, 9, 0), (2, 1, 3, 3, 2), (1, 
 @pytest.mark.parametrize("has_affine", [True, False])
 @pytest.mark.parametrize(("g", "b", "r", "d", "inputs"), ROWS)
 def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
-    """One row has a variance that is all rounding: it is raised, and passes no gradient on."""
+    """One row has a variance that is all rounding; kernels get vectors that lie in no row."""
     rows, half = image(g, b, r, d), image(g, d, d, seed=1)
     rows[0, 0, 0] = 0
     mean, offset = image(g, d, seed=2), image(g, d, seed=3)
@@ -172,19 +172,21 @@ def test_arithmetic_of_rows_is_that_of_torch(g, b, r, d, inputs, has_affine):
     for module, dtype in ((rows_in_torch, torch.float64), (rows_on_gpu, torch.float32)):
 
         def given(*tensors, dtype=dtype, is_there=module is rows_on_gpu):
-            return [t.to(DEVICE if is_there else "cpu", dtype) for t in tensors]
+            there = [t.to(DEVICE if is_there else "cpu", dtype) for t in tensors]
+            return [torch.stack([t, t], -1)[..., 0] for t in there] if is_there else there
 
-        own, products, *moments = given(rows, product, mean, covariance, offset)
+        own, products = (t.contiguous() for t in given(rows, product))
+        moments = given(mean, covariance, offset)
         found = module.statistics(own, products, *moments, inputs, 1.5)
         means, spread, *_, kept = found
         affine_there = given(*affine)
         kernel, shift, scales, inverses = module.merged(
             own, means, spread, affine_there[:n], affine_there[n:], 1e-3
         )
-        arrived = given(of_kernel, of_shift)
-        of_all = module.merged_gradient(own, means, scales, inverses, *arrived, len(affine) // 2)
+        arrived = given(scales, inverses, of_kernel, of_shift)
+        of_all = module.merged_gradient(own, means, *arrived, len(affine) // 2)
         of_moments = module.statistics_gradient(
-            own, products, *moments[:2], kept, *given(of_rows), *of_all[1:3]
+            own, products, moments[0], *given(kept, of_rows), *of_all[1:3]
         )
         results.append([*found, kernel, shift, *of_all[:4], *of_all[4], *of_moments])
     truths, founds = results
@@ -215,6 +217,13 @@ def test_a_training_step_is_that_of_the_branches(name, size, options, execution,
     truth = step(block, x, "branchwise")
     found = step_there(block, x, execution, layout, dtype)
     assert_same(found, truth, EXACT[dtype] * 5, EXACT[dtype] * 10)
+
+
+@pytest.mark.parametrize(("name", "execution"), [("mobileone", "merged"), ("repvgg", "auto")])
+def test_norms_whose_channels_share_a_number(name, execution):
+    block, x = with_shared_numbers(block_of(name, 4, 4, 1)), image(3, 4, 6, 7)
+    truth = step(block, x, "branchwise")
+    assert_same(step_there(block, x, execution, "nhwc", torch.float32), truth, 1e-5, 2e-5)
 
 
 @pytest.mark.parametrize(("size", "layout", "dtype"), each([(1,), (3,)]))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from repblocks.blocks import create_block
 
@@ -30,6 +31,19 @@ def block_of(name, *shape, seed=0, **options):
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+    return block
+
+
+class _OfTheFirst(nn.Module):
+    def forward(self, vector):
+        return vector[:1].expand(vector.shape)
+
+
+def with_shared_numbers(block):
+    """Give all channels of a norm the numbers of the first: vectors that do not lie in a row."""
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        register_parametrization(norm, "weight", _OfTheFirst())
+        register_parametrization(norm, "bias", _OfTheFirst())
     return block
 
 

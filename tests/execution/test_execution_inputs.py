@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from execution_runs import block_of, image
+from execution_runs import assert_same, block_of, image, step
 
 from repblocks.blocks import create_block
 from repblocks.execution import window_moments
@@ -104,6 +104,16 @@ def test_few_masks_of_images_are_remembered():
     for size in range(8, 18):
         block(image(2, 2, size, size, dtype=torch.float32)).sum().backward()
     assert window_moments._known_images.cache_info().currsize == 4
+
+
+def test_no_mask_of_an_image_is_remembered_for_a_graph(monkeypatch):
+    """What is forgotten is freed, and a graph would read what comes to stand there."""
+    block, x = block_of("mobileone", 8, 8, 3, groups=8), image(3, 8, 9, 9)
+    truth = step(block, x, "merged")
+    window_moments._known_images.cache_clear()
+    monkeypatch.setattr(window_moments, "_is_captured", lambda _: True)
+    assert_same(step(block, x, "merged"), truth)
+    assert window_moments._known_images.cache_info().currsize == 0
 
 
 def test_processes_that_share_statistics_decide_alike():

@@ -1,25 +1,39 @@
 """cuda_graph=true replays the network; where that cannot be done, it is said before training."""
 
+import weakref
+
 import pytest
+import pytorch_lightning as pl
 import torch
-from tiny_runs import tiny_config, tiny_train
+from tiny_runs import tiny_config, tiny_model, tiny_train
 from torch import nn
 
 from repblocks import create_block
 from repblocks.errors import ConfigurationError
+from repblocks.training import cuda_graph, read_checkpoint
 from repblocks.training.cuda_graph import Replayed
+
+
+class Memory:
+    """Stands for what a graph holds, which is part of a cycle."""
+
+    def __init__(self):
+        self.itself = self
 
 
 class Graphs:
     """Stands for torch's capture, which needs a GPU: passes run before, and what is replayed."""
 
     def __init__(self, error=None):
-        self.captured, self.error = [], error
+        self.captured, self.error, self.held = [], error, []
 
     def __call__(self, model, sample, *, allow_unused_input):
         assert allow_unused_input
         assert not torch.is_autocast_cache_enabled()
-        plain, kind = model.forward, torch.is_autocast_enabled("cpu")
+        assert not any(reference() for reference in self.held)
+        assert torch.cuda.graph(None, capture_error_mode="global") == "thread_local"
+        plain, kind, memory = model.forward, torch.is_autocast_enabled("cpu"), Memory()
+        self.held.append(weakref.ref(memory))
         for _ in range(3):
             model(*sample)
         if self.error is not None:
@@ -28,6 +42,7 @@ class Graphs:
 
         def replay(images):
             assert images.shape == sample[0].shape
+            assert memory.itself is memory
             return plain(images)
 
         model.forward = replay
@@ -37,6 +52,7 @@ class Graphs:
 def graphs(monkeypatch):
     found = Graphs()
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", found)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, capture_error_mode: capture_error_mode)
     return found
 
 
@@ -61,7 +77,14 @@ def test_it_is_captured_once_for_each_shape_and_leaves_buffers_as_they_were(grap
     model(images[:2])
     assert [len(shape) and shape[0] for shape, _ in graphs.captured] == [4, 2]
     replayed.stop()
-    assert model.forward.__func__ is nn.Sequential.forward
+    assert "forward" not in vars(model)
+
+
+def test_a_forward_pass_that_was_put_in_place_comes_back():
+    model = network()
+    model.forward = own = lambda images: images
+    Replayed(model).stop()
+    assert model.forward is own
 
 
 def test_evaluation_and_passes_without_gradients_are_not_replayed(graphs):
@@ -93,6 +116,40 @@ def test_what_cannot_be_captured_is_said(graphs):
     ):
         model(images)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Let any device do, and give the networks that are trained."""
+    found = []
+    monkeypatch.setattr(cuda_graph, "_check", lambda _: None)
+    monkeypatch.setattr("tiny_runs.tiny_model", lambda: found.append(tiny_model()) or found[-1])
+    return found
+
+
+def test_a_run_is_as_without_it_to_the_random_numbers(tmp_path, graphs, models):
+    states = []
+    for is_replayed in (True, False):
+        folder = tmp_path / str(is_replayed)
+        tiny_train(folder, tiny_config(cuda_graph=is_replayed, ema_decay=0.9))
+        states.append(read_checkpoint(folder / "checkpoints/last.ckpt").state_dict)
+    assert len(graphs.captured) == 1
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key]), key
+    assert "forward" not in vars(models[0])
+
+
+class Failing(pl.Callback):
+    def on_train_batch_end(self, *_):
+        raise RuntimeError("no more")
+
+
+def test_a_run_that_fails_leaves_the_network_as_it_was(tmp_path, graphs, models):
+    with pytest.raises(RuntimeError, match="no more"):
+        tiny_train(tmp_path, tiny_config(cuda_graph=True), callbacks=[Failing()])
+    assert len(graphs.captured) == 1
+    assert "forward" not in vars(models[0])
 
 
 def test_without_a_gpu_it_is_refused_before_training(tmp_path):

@@ -201,9 +201,10 @@ def test_runs_whose_network_cannot_change_are_refused():
     classifier = ImageClassifier(network(), 4, tiny_config(), batch_size=8)
     with pytest.raises(ConfigurationError, match="do not allow, got 2 of them"):
         DyRep(1).setup(SimpleNamespace(world_size=2), classifier, "fit")
-    classifier.config = tiny_config(compile=True)
-    with pytest.raises(ConfigurationError, match="so that compile must be false"):
-        DyRep(1).setup(SimpleNamespace(world_size=1), classifier, "fit")
+    for key in ("compile", "cuda_graph"):
+        classifier.config = tiny_config(**{key: True})
+        with pytest.raises(ConfigurationError, match="so that compile and cuda_graph must be"):
+            DyRep(1).setup(SimpleNamespace(world_size=1), classifier, "fit")
     classifier.config = tiny_config(optimizer=RepOptimizerConfig())
     with pytest.raises(ConfigurationError, match="choose another optimizer"):
         DyRep(1).setup(SimpleNamespace(world_size=1), classifier, "fit")
