@@ -49,6 +49,8 @@ _COMPILED_IMAGE = 64
 #: Values of the input on a GPU, from which merging pays, or one pass for all norms, by whether
 #: launches of kernels take time; and the taps of the largest window.
 _ON_GPU, _MEASURED_TAPS = {True: 2**26, False: 2**20}, 9
+#: Positions for each channel, from which products of weights take a GPU less than branches do.
+_POSITIONS_ON_GPU = 16
 _launches_take_time = ContextVar("_launches_take_time", default=True)
 
 
@@ -101,7 +103,8 @@ def merging_pays(parts: Split, x: Tensor) -> bool:
     if x.device.type in triton_kernels.DEVICES:
         has_stride = any(axis.stride > 1 for axis in parts.axes) and _launches_take_time.get()
         is_measured = not has_stride and prod(axis.size for axis in parts.axes) <= _MEASURED_TAPS
-        return not is_few and is_measured and one_pass_pays(x)
+        is_large = parts.is_depthwise or x.numel() >= _POSITIONS_ON_GPU * x.shape[1] ** 2
+        return not is_few and is_measured and is_large and one_pass_pays(x)
     if not parts.is_depthwise:
         return _pointwise_pays(parts, x, is_few=is_few)
     if is_few or x.ndim != 4:

@@ -76,6 +76,8 @@ class Replayed:
                     self.model, (images.clone(),), allow_unused_input=True
                 )
             return self.model.forward
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, AssertionError) as error:
             raise ConfigurationError(
                 f"The passes of {type(self.model).__name__} cannot be captured in a CUDA graph: "

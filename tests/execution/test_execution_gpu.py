@@ -204,6 +204,16 @@ def test_auto_merges_large_images_on_a_gpu_in_what_was_measured(monkeypatch):
             assert [merging_pays(own, x) for own in parts] == [pays_replayed] * 3 + [False]
 
 
+def test_auto_does_not_merge_many_channels_of_few_positions_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "DEVICES", ("meta",))
+    parts = split(block_of("mobileone", 512, 512, 1).branches, 2)
+    for size, pays in ((6, True), (5, False)):
+        x = torch.empty(256, 512, size, size, device="meta", dtype=torch.bfloat16)
+        x = x.to(memory_format=torch.channels_last)
+        with launched_for_free():
+            assert merging_pays(parts, x) is pays
+
+
 def test_triton_is_not_imported_before_it_is_needed():
     code = "import sys, repblocks.blocks; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
