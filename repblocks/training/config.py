@@ -281,10 +281,6 @@ class TrainingConfig:
             seed=(0 <= self.seed < 2**32, "in [0, 2**32)"),
             label_smoothing=(0 <= self.label_smoothing < 1, "in [0, 1)"),
             ema_decay=(self.ema_decay is None or 0 < self.ema_decay < 1, "None or in (0, 1)"),
-            cuda_graph=(
-                not (self.cuda_graph and self.compile),
-                "false with compile=true, which has options of its own for CUDA graphs",
-            ),
             freeze_norms=(
                 self.freeze_norms or self.execution != ROUNDED,
                 f"true with execution={ROUNDED}, where kernels do not depend on the batch",

@@ -110,9 +110,14 @@ def _beside_other_threads() -> Iterator[None]:
 
 
 class CudaGraph(pl.Callback):
-    """Train the network of an ``ImageClassifier`` by replaying it."""
+    """Train the network of an ``ImageClassifier`` by replaying it.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: Whether it is compiled, too, which has graphs of its own.
+    """
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        self._compiled = compiled
         self._replayed: Replayed | None = None
 
     @override
@@ -122,7 +127,7 @@ class CudaGraph(pl.Callback):
         Raises:
             ConfigurationError: if it cannot.
         """
-        _check(trainer)
+        _check(trainer, compiled=self._compiled)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -144,10 +149,11 @@ class CudaGraph(pl.Callback):
         self.teardown(trainer, pl_module, "fit")
 
 
-def _check(trainer: pl.Trainer) -> None:
+def _check(trainer: pl.Trainer, *, compiled: bool) -> None:
     device, accumulated = trainer.strategy.root_device.type, trainer.accumulate_grad_batches
     rules: dict[str, tuple[bool, object]] = {
         "trainer.accelerator must be gpu, of CUDA": (device == "cuda", device),
+        "compile must be false": (not compiled, compiled),
         "trainer.devices must be 1": (trainer.world_size == 1, trainer.world_size),
         # A gradient is memory of the graph, which the next pass overwrites.
         "trainer.accumulate_grad_batches must be 1": (accumulated == 1, accumulated),

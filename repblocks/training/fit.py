@@ -120,7 +120,7 @@ def _callbacks(
         BatchSeed(config.seed),
         NonFiniteGuard(config.non_finite_patience),
         annealing,
-        *([CudaGraph()] if config.cuda_graph else []),
+        *([CudaGraph(compiled=config.compile)] if config.cuda_graph else []),
         *([] if end is None else [DecayAnnealing(decay, end)]),
         MetricsLog(output / METRICS, every),
         *checkpoint_callbacks(config, folder, annealing, has_validation=has_validation),
