@@ -122,7 +122,7 @@ def test_what_cannot_be_captured_is_said(graphs):
 def models(monkeypatch):
     """Let any device do, and give the networks that are trained."""
     found = []
-    monkeypatch.setattr(cuda_graph, "_check", lambda _: None)
+    monkeypatch.setattr(cuda_graph, "_check", lambda *_, **__: None)
     monkeypatch.setattr("tiny_runs.tiny_model", lambda: found.append(tiny_model()) or found[-1])
     return found
 
