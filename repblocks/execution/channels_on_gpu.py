@@ -95,7 +95,7 @@ def mapped(
 
 def _block(channels: int, most: int) -> int:
     """Return the channels of a program: no fewer than a tensor core takes."""
-    return min(most, max(16, 1 << (channels - 1).bit_length()))
+    return min(most, max(16, triton_kernels.power(channels)))
 
 
 def _kernel(name: str) -> Any:

@@ -71,8 +71,7 @@ class _Merging:
 
     def _normalise(self, rows: Rows, norm: BatchNorm) -> tuple[Tensor, Tensor]:
         means, spread, offsets = rows.statistics()
-        scales, shift = normalise([norm], means, spread, offsets, self._count)
-        return scales.squeeze(0), shift
+        return normalise(norm, means, spread, offsets, self._count)
 
     def _rows(self, branch: DenseBranch) -> Rows:
         """Return the kernel of a branch before its own normalisation."""

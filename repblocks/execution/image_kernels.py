@@ -29,11 +29,11 @@ class Launch:
     def __init__(self, like: Tensor) -> None:
         images, channels, positions = len(like), like.shape[1], prod(like.shape[2:])
         strides = [like.stride(0), like.stride(1), 1]
-        block_c, block_p = 1, min(_VALUES, _power(positions))
+        block_c, block_p = 1, min(_VALUES, triton_kernels.power(positions))
         if like.stride(1) == 1 and channels > 1:  # the positions of all images lie in a row
             images, positions, strides = 1, images * positions, [0, 1, channels]
-            block_c = min(_CHANNELS_LAST, _power(channels))
-            block_p = min(_VALUES // block_c, _power(positions))
+            block_c = min(_CHANNELS_LAST, triton_kernels.power(channels))
+            block_p = min(_VALUES // block_c, triton_kernels.power(positions))
         self.programs = images * -(-positions // block_p)
         self.across = -(-channels // block_c)
         self.geometry = (channels, positions, *strides)
@@ -89,8 +89,3 @@ def serves(x: Tensor) -> bool:
 
 def _kernel(name: str) -> Any:
     return getattr(triton_kernels.loaded("triton_moments"), name)
-
-
-def _power(number: int) -> int:
-    """Return the least power of two that is not less."""
-    return 1 << (number - 1).bit_length()

@@ -54,7 +54,7 @@ def window_moments(
     rows, columns = _outputs(x, axes)
     taps, parts = prod(axis.size for axis in axes), _products(kernels, x, centre, axes)
     mean, covariance = centre.new_empty(channels, taps), centre.new_empty(channels, taps, taps)
-    block_k = max(16, _power(taps))
+    block_k = max(16, triton_kernels.power(taps))
     kernels.moments[(channels,)](
         *(parts, len(parts), sum_of_images(x, centre), centre, share, border, mean, covariance),
         *(channels, height, width, rows * columns, columns, images * rows * columns),
@@ -144,7 +144,7 @@ def window_gradient(
     biases, steps = torch.empty_like(mean), of_covariance.stride()[:2]
     kernels.weights[(channels,)](
         *(mean.contiguous(), of_mean, of_covariance, lags, biases, *of_mean.stride(), *steps),
-        *(factor, *sizes, _power(prod(sizes)), _power(lags.shape[1])),
+        *(factor, *sizes, triton_kernels.power(prod(sizes)), triton_kernels.power(lags.shape[1])),
     )
     (top, bottom), (left, right) = inner = _inner(x, axes)
     block_c, block_p = _blocks(x)
@@ -157,7 +157,7 @@ def window_gradient(
             *(*(axis.dilation for axis in axes), block_c, block_p),
         )
     if covered < height * width:
-        block_n = min(_IMAGES, _power(images))
+        block_n = min(_IMAGES, triton_kernels.power(images))
         block_p = max(1, block_p // block_n)
         while height * width > block_p * _MOST_BLOCKS:
             block_p *= 2
@@ -200,11 +200,6 @@ def _geometry(axes: Sequence[Axis]) -> list[int]:
 def _outputs(x: Tensor, axes: Sequence[Axis]) -> list[int]:
     sizes = zip(x.shape[2:], axes, strict=True)
     return [(size + axis.slack) // axis.stride + 1 for size, axis in sizes]
-
-
-def _power(number: int) -> int:
-    """Return the least power of two that is not less."""
-    return 1 << (number - 1).bit_length()
 
 
 def _is_last(x: Tensor) -> bool:

@@ -125,5 +125,5 @@ def _launch(name: str, rows: Tensor, inputs: int, *given: Any, **more: Any) -> N
     groups, branches, outputs, depth = rows.shape
     kernel = getattr(triton_kernels.loaded("triton_rows"), name)
     size = {"outputs": outputs, "depth": depth}
-    blocks = {"BRANCHES": branches, "INPUTS": inputs, "BLOCK_D": 1 << (depth - 1).bit_length()}
+    blocks = {"BRANCHES": branches, "INPUTS": inputs, "BLOCK_D": triton_kernels.power(depth)}
     kernel[(groups * outputs,)](*given, **size, **more, **blocks)

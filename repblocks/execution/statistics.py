@@ -61,32 +61,31 @@ class _Variances(Function):
 
 
 def normalise(
-    norms: Sequence[BatchNorm], means: Tensor, spread: Tensor, offsets: Tensor, count: int
+    norm: BatchNorm, means: Tensor, spread: Tensor, offsets: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Update running statistics, and return the scales ``(B, O)`` and the shift ``(O,)`` of a sum.
+    """Update running statistics, and return the scales and the shift of a branch, ``(O,)``.
 
     Args:
-        norms: B.
-        means: ``(B, O)``, of this batch, less the offsets.
-        spread: Variances ``(B, O)``, biased.
-        offsets: ``(B, O)``, what the means are counted from.
+        norm: Of the branch.
+        means: ``(1, O)``, of this batch, less the offsets.
+        spread: Variances ``(1, O)``, biased.
+        offsets: ``(1, O)``, what the means are counted from.
         count: Values that each was taken over.
 
     Raises:
         ConfigurationError: for a single value, which has no variance.
     """
-    group = process_group(norms)
+    group = process_group([norm])
     if group is not None:
         means, spread, offsets, count = joint(means, spread, offsets, count, group)
     check_count(count)
     with torch.no_grad():
-        update_running(norms, means + offsets, spread * (count / (count - 1)))
-    scales = (spread + epsilons(norms, means)).rsqrt()
-    if norms[0].weight is not None:
-        scales = torch.stack([norm.weight for norm in norms]) * scales
-    shift = -(scales * means).sum(0)
-    # One after the other: the gradients of a stack's sum would all be one and the same memory.
-    return scales, reduce(torch.add, (n.bias for n in norms if n.bias is not None), shift)
+        update_running([norm], means + offsets, spread * (count / (count - 1)))
+    scales = (spread.squeeze(0) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scales = norm.weight * scales
+    shift = -scales * means.squeeze(0)
+    return scales, shift if norm.bias is None else shift + norm.bias
 
 
 def epsilons(norms: Sequence[BatchNorm], like: Tensor) -> Tensor | float:

@@ -34,6 +34,11 @@ def suit(x: Tensor) -> bool:
     return x.device.type != "cuda" or x.device.index == torch.cuda.current_device()
 
 
+def power(number: int) -> int:
+    """Return the least power of two that is not less, as kernels want their blocks."""
+    return 1 << (number - 1).bit_length()
+
+
 @cache
 def loaded(name: str) -> ModuleType | None:
     """Return a module of kernels, or None where Triton cannot build them.

@@ -16,6 +16,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _channel(outputs, depth, BLOCK_D: tl.constexpr):
+    """Return the output channel of a program, its group, its place there, and how many there are.
+
+    Then the numbers that it reads, and which of them there are.
+    """
+    o = tl.program_id(0)
+    d = tl.arange(0, BLOCK_D)
+    return o, o // outputs, o % outputs, tl.num_programs(0), d, d < depth
+
+
+@triton.jit
 def _place(b, g, r, outputs, depth, BRANCHES: tl.constexpr):
     """Return where the row of a branch begins."""
     return ((g * BRANCHES + b) * outputs + r).to(tl.int64) * depth
@@ -44,11 +55,7 @@ def statistics(
     BLOCK_D: tl.constexpr,
 ):
     """Write means, variances, both for the running ones, and which stand, each ``(B + I, O)``."""
-    o = tl.program_id(0)
-    g, r = o // outputs, o % outputs
-    total = tl.num_programs(0)
-    d = tl.arange(0, BLOCK_D)
-    exists = d < depth
+    o, g, r, total, d, exists = _channel(outputs, depth, BLOCK_D)
     own = g * depth + d
     average = tl.load(mean + g * mean_g + d * mean_d, mask=exists, other=0.0)
     centre = tl.load(offset + own, mask=exists, other=0.0)
@@ -108,11 +115,7 @@ def statistics_gradient(
     what ``of_moments (G, D, width)`` holds already, which is that of the inputs. Of the width, the
     first D + 1 numbers count.
     """
-    o = tl.program_id(0)
-    g, r = o // outputs, o % outputs
-    total = tl.num_programs(0)
-    d = tl.arange(0, BLOCK_D)
-    exists = d < depth
+    o, g, r, total, d, exists = _channel(outputs, depth, BLOCK_D)
     average = tl.load(mean + g * mean_g + d * mean_d, mask=exists, other=0.0)
     for b in tl.static_range(BRANCHES):
         place = _place(b, g, r, outputs, depth, BRANCHES)
@@ -160,11 +163,7 @@ def merged(
     ``factors`` and ``biases`` are those of the norms, empty where these have none. Scales and
     inverses are ``(B + I, O)``.
     """
-    o = tl.program_id(0)
-    g, r = o // outputs, o % outputs
-    total = tl.num_programs(0)
-    d = tl.arange(0, BLOCK_D)
-    exists = d < depth
+    o, g, r, total, d, exists = _channel(outputs, depth, BLOCK_D)
     own = tl.zeros((BLOCK_D,), tl.float32)
     added = 0.0
     for b in tl.static_range(BRANCHES + INPUTS):
@@ -207,11 +206,7 @@ def merged_gradient(
     BLOCK_D: tl.constexpr,
 ):
     """Write the gradients of all that :func:`merged` reads."""
-    o = tl.program_id(0)
-    g, r = o // outputs, o % outputs
-    total = tl.num_programs(0)
-    d = tl.arange(0, BLOCK_D)
-    exists = d < depth
+    o, g, r, total, d, exists = _channel(outputs, depth, BLOCK_D)
     line = of_kernel + o.to(tl.int64) * depth
     arrived = tl.load(line + d, mask=exists, other=0.0)
     added = tl.load(of_shift + o)
