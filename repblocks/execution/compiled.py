@@ -3,7 +3,7 @@
 ``pip install repblocks[kernels]`` installs it. It needs no compiler. The first call compiles for
 some seconds, into a cache beside the module or in the user's folder; later processes load that.
 
-Shapes: x ``(N, C, H, W)``, K taps.
+Shapes: x ``(N, C, H, W)``, K taps. All are depthwise, in float32 or float64, with zeros outside.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise, product
-from types import ModuleType
+from itertools import pairwise
+from math import prod
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from repblocks.algebra.axis import Axis
+from repblocks.execution.flat_images import FlatImages, flat_images
+from repblocks.execution.lag_images import LagImages, lag_images
 
+#: Positions of an image, below which rows are too short.
+SMALLEST_IMAGE = 64
 _log = logging.getLogger(__name__)
 
 
@@ -31,18 +36,26 @@ def window_products(
     """Return the sums of the products of taps ``(C, K, K)``, and of the images ``(1, C, H, W)``.
 
     Args:
-        x: In float32 or float64.
+        x: What the taps read.
         centre: ``(C,)``, taken from the input first.
-        axes: Where the taps read; zeros outside.
+        axes: Where the taps read.
     """
     kernels = _kernels_for(x, axes)
     if kernels is None:
         return None
-    channels, taps = x.shape[1], _taps(axes)
+    channels, taps = x.shape[1], prod([axis.size for axis in axes])
     gram = torch.zeros(channels, taps, taps, dtype=torch.float64)
-    summed = torch.zeros_like(x[0], memory_format=torch.contiguous_format)
-    geometry = _geometry(x, axes, _has_lags(axes))
-    _over_channels(kernels.gram, channels, [x.detach(), centre], geometry, [gram, summed])
+    if _has_lags(axes):
+        lags = _lags(x, axes)
+        summed = x.new_zeros(channels, lags.sizes[1])
+        place = [lags.taps, lags.sizes, lags.rows, lags.half, *lags.edges]
+        _over_channels(kernels.lags.gram, [x, centre, *place], [gram, summed])
+        summed = lags.image(summed)
+    else:
+        flat = _flat(x, axes)
+        summed = torch.zeros_like(x[0], memory_format=torch.contiguous_format)
+        place = [flat.places, flat.inputs, flat.outputs, flat.sizes]
+        _over_channels(kernels.phases.gram, [x, centre, *place], [gram, summed])
     full = gram + gram.triu(1).transpose(1, 2)
     return full.to(x.dtype), summed.unsqueeze(0)
 
@@ -53,20 +66,85 @@ def window_gradient(
     """Return ``of_x + image +`` what a symmetric weight makes of the taps, written back.
 
     Args:
-        x: In float32 or float64.
+        x: What the taps read.
         weight: ``(C, K, K)``.
         image: ``(1, C, H, W)``, added to each image.
-        of_x: ``(N, C, H, W)``.
-        axes: Where the taps read; zeros outside.
+        of_x: ``(N, C, H, W)``; it may be written to.
+        axes: Where the taps read.
     """
     kernels = _kernels_for(x, axes)
     has_lags = _has_lags(axes)
     if kernels is None or (has_lags and not x.is_contiguous()):
         return None
-    total = torch.empty_like(x)
-    given = [x.detach(), weight.contiguous(), image[0].contiguous(), of_x.to(x.dtype)]
-    _over_channels(kernels.gradient, x.shape[1], given, _geometry(x, axes, has_lags), [total])
+    total = torch.empty_like(x).copy_(of_x) if of_x.stride() != x.stride() else of_x.to(x.dtype)
+    given: list[Any] = [x, weight.contiguous(), image.contiguous()]
+    if has_lags:
+        lags = _lags(x, axes)
+        given += [lags.taps, lags.sizes, lags.rows, lags.all, *lags.edges]
+        _over_channels(kernels.lags.gradient, given, [total])
+    else:
+        flat = _flat(x, axes)
+        given += [flat.places, flat.inputs, flat.outputs, flat.sizes]
+        _over_channels(kernels.phases.gradient, given, [total])
     return total
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor, axes: Sequence[Axis]) -> Tensor | None:
+    """Return a depthwise convolution with a weight ``(C, 1, *k)`` and a bias ``(C,)``."""
+    kernels = _convolutions_for(x, weight, axes)
+    if kernels is None:
+        return None
+    flat = _flat(x, axes)
+    y = x.new_empty(*x.shape[:2], *flat.counts)
+    given = [x, weight.flatten(1), bias, flat.places, flat.inputs, flat.outputs, flat.sizes]
+    _over_channels(kernels.correlate, given, [y])
+    return y
+
+
+def convolution_gradient(
+    g: Tensor, x: Tensor, weight: Tensor, axes: Sequence[Axis]
+) -> Tensor | None:
+    """Return the gradient of the input of :func:`convolution` from that of its output."""
+    kernels = _convolutions_for(x, weight, axes)
+    if kernels is None or g.dtype != x.dtype:
+        return None
+    flat, bias = _flat(x, axes), x.new_zeros(x.shape[1])
+    gradient = (torch.empty_like if flat.covers else torch.zeros_like)(x)
+    for taps, places, inputs in flat.phases:
+        given = [g, weight.flatten(1)[:, taps], bias, places, flat.outputs_read, inputs]
+        _over_channels(kernels.correlate, [*given, flat.read_sizes], [gradient])
+    return gradient
+
+
+def convolution_products(
+    g: Tensor, x: Tensor, centre: Tensor, axes: Sequence[Axis]
+) -> tuple[Tensor, Tensor] | None:
+    """Return the gradient ``(C, K)`` of the weight of :func:`convolution`, and the sum of ``g``.
+
+    Args:
+        g: The gradient of the output, whose sum over all images is ``(C, P, Q)``.
+        x: The input.
+        centre: ``(C,)``, taken from the input first.
+        axes: Where the taps read.
+    """
+    kernels = _kernels_for(x, axes)
+    if kernels is None or not x.is_contiguous() or g.dtype != x.dtype:
+        return None
+    flat, channels = _flat(x, axes), x.shape[1]
+    found = torch.zeros(channels, len(flat.places), dtype=torch.float64)
+    summed = x.new_zeros(channels, flat.block)
+    given = [x, g, centre, flat.places, flat.inputs, flat.outputs, flat.sizes]
+    _over_channels(kernels.convolutions.products, given, [found, summed])
+    return found.to(x.dtype), flat.image(summed)
+
+
+def run_rows(
+    name: str, given: Sequence[Tensor], numbers: Sequence[float], results: Sequence[Tensor]
+) -> None:
+    """Run a kernel of :mod:`repblocks.execution.compiled_rows`, which are those that serve."""
+    read = [tensor.detach().contiguous().numpy() for tensor in given]
+    kernels: Any = _kernels()
+    getattr(kernels.rows, name)(*read, *numbers, *(tensor.numpy() for tensor in results))
 
 
 def serves(x: Tensor, axes: Sequence[Axis]) -> bool:
@@ -74,21 +152,39 @@ def serves(x: Tensor, axes: Sequence[Axis]) -> bool:
     return _kernels_for(x, axes) is not None
 
 
-def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> ModuleType | None:
+def convolves(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> bool:
+    """Tell whether a weight ``(C, 1, *k)`` runs faster by these kernels than by torch."""
+    is_large = x.shape[2:].numel() >= SMALLEST_IMAGE and all(axis.stride == 1 for axis in axes)
+    return is_large and _convolutions_for(x, weight, axes) is not None
+
+
+def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> Any | None:
     if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
         return None
     if x.device.type != "cpu" or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         return None
     if any(axis.low < 0 or axis.high < 0 for axis in axes) or 0 in x.shape:
         return None
-    kernels = _kernels()
-    return None if kernels is None else kernels[0 if _has_lags(axes) else 1]
+    return _kernels()
+
+
+def _convolutions_for(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> Any | None:
+    """Return the kernels of convolutions, for contiguous inputs: torch does channels_last well."""
+    if weight.shape[:2] != (x.shape[1], 1) or x.dtype != weight.dtype or not x.is_contiguous():
+        return None
+    kernels = _kernels_for(x, axes)
+    return None if kernels is None else kernels.convolutions
 
 
 @cache
-def _kernels() -> tuple[ModuleType, ModuleType] | None:
+def _kernels() -> Any | None:
     try:
-        from repblocks.execution import compiled_lags, compiled_phases
+        from repblocks.execution import (
+            compiled_convolutions,
+            compiled_lags,
+            compiled_phases,
+            compiled_rows,
+        )
     except ImportError as error:
         _log.info(
             "Depthwise blocks are merged by torch alone, which is slower: %s. "
@@ -96,7 +192,12 @@ def _kernels() -> tuple[ModuleType, ModuleType] | None:
             error,
         )
         return None
-    return compiled_lags, compiled_phases
+    return SimpleNamespace(
+        convolutions=compiled_convolutions,
+        lags=compiled_lags,
+        phases=compiled_phases,
+        rows=compiled_rows,
+    )
 
 
 def _has_lags(axes: Sequence[Axis]) -> bool:
@@ -104,48 +205,26 @@ def _has_lags(axes: Sequence[Axis]) -> bool:
     return all(axis.stride == 1 and axis.dilation == 1 for axis in axes)
 
 
-def _taps(axes: Sequence[Axis]) -> int:
-    first, second = axes
-    return first.size * second.size
+def _lags(x: Tensor, axes: Sequence[Axis]) -> LagImages:
+    return lag_images(len(x), (x.shape[2], x.shape[3]), (axes[0], axes[1]))
 
 
-def _geometry(x: Tensor, axes: Sequence[Axis], has_lags: bool) -> list[Any]:
-    """Return how the compiled functions are told where the taps read."""
-    low = tuple(axis.low for axis in axes)
-    sizes = zip(x.shape[2:], axes, strict=True)
-    counts = tuple((size + axis.slack) // axis.stride + 1 for size, axis in sizes)
-    if has_lags:
-        return [tuple(axis.size for axis in axes), low, counts]
-    reads = [[t * axis.dilation - axis.low for t in range(axis.size)] for axis in axes]
-    base = tuple(min(read) // axis.stride for read, axis in zip(reads, axes, strict=True))
-    most = [max(read) // axis.stride for read, axis in zip(reads, axes, strict=True)]
-    size = tuple(n + m - b for n, m, b in zip(counts, most, base, strict=True))
-    steps = tuple(axis.stride for axis in axes)
-    taps = [
-        (
-            row % steps[0] * steps[1] + column % steps[1],
-            (row // steps[0] - base[0]) * size[1] + column // steps[1] - base[1],
-        )
-        for row, column in product(*reads)
-    ]
-    return [torch.tensor(taps).numpy(), base, steps, size, counts]
+def _flat(x: Tensor, axes: Sequence[Axis]) -> FlatImages:
+    return flat_images(len(x), (x.shape[2], x.shape[3]), (axes[0], axes[1]))
 
 
 def _over_channels(
-    run: Callable[..., None],
-    channels: int,
-    given: Sequence[Tensor],
-    geometry: Sequence[Any],
-    results: Sequence[Tensor],
+    run: Callable[..., None], given: Sequence[Any], results: Sequence[Tensor]
 ) -> None:
     """Run a function that leaves the interpreter's lock, on as many threads as torch uses."""
-    arrays = [tensor.numpy() for tensor in given]
+    read = [item.detach().numpy() if isinstance(item, Tensor) else item for item in given]
     written = [tensor.numpy() for tensor in results]
+    channels = given[0].shape[1]
     parts = min(torch.get_num_threads(), channels)
     ranges = [*pairwise(channels * part // parts for part in range(parts + 1))]
 
     def part(bounds: tuple[int, int]) -> None:
-        run(*arrays, *geometry, *bounds, *written)
+        run(*read, *bounds, *written)
 
     if parts == 1:
         part(ranges[0])

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from repblocks.algebra.axis import Axis
 from repblocks.algebra.special import CONV_FUNCTIONS
-from repblocks.execution import image_kernels
+from repblocks.execution import compiled, image_kernels
 
 
 def wide(x: Tensor) -> Tensor:
@@ -110,7 +110,11 @@ def convolve(
 def gradient_of_input(
     g: Tensor, x: Tensor, weight: Tensor, axes: Sequence[Axis], groups: int
 ) -> Tensor:
-    """Return the gradient of the input of :func:`convolve`."""
+    """Return the gradient of the input of :func:`convolve`, differentiable if autograd is on."""
+    if not torch.is_grad_enabled():
+        found = compiled.convolution_gradient(g, x, weight, axes)
+        if found is not None:
+            return found
     even, padding = _evenly_padded(x, axes)
     gradient = _backward(g, even, weight, axes, padding, groups, (True, False, False))[0]
     return gradient if even is x else cropped(gradient, axes)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import channels_on_gpu
+from repblocks.execution import channels_on_gpu, compiled
 from repblocks.execution.convolving import (
     convolve,
     gradient_of_input,
@@ -56,7 +56,7 @@ class Reading(Protocol):
     ) -> Tensor:
         """Return the gradient of the input from those of its moments, of the mean ``(G, D)``.
 
-        ``of_x`` is what else arrives at the input, and is added.
+        ``of_x`` is what else arrives at the input, and is added; it may be written to.
         """
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,10 @@ def _run(x: Tensor, kernel: Tensor, bias: Tensor, reading: Reading) -> Tensor:
     weight = _as_weight(kernel, reading).to(x.dtype)
     if sums_wide(x):  # torch takes long to add a bias
         return shifted(convolve(x, weight, None, reading.axes, reading.groups), bias)
-    return convolve(x, weight, bias, reading.axes, reading.groups)
+    found = None
+    if compiled.convolves(x, weight, reading.axes):
+        found = compiled.convolution(x, weight, bias, reading.axes)
+    return convolve(x, weight, bias, reading.axes, reading.groups) if found is None else found
 
 
 def _as_weight(kernel: Tensor, reading: Reading) -> Tensor:

@@ -43,9 +43,8 @@ _COMPOSED = 1.5
 _SUMMED, _NORMED = 25, 20
 #: Values of the input, by whether the block has a stride and whether the channels lie last.
 _DEPTHWISE = {(False, False): 2**18, (False, True): 2**21, (True, False): 2**21}
-#: The same where kernels are compiled, and the smallest image of one channel that these do well.
+#: The same where kernels are compiled.
 _COMPILED = {(False, False): 2**17, (False, True): 2**19, (True, False): 2**19}
-_COMPILED_IMAGE = 64
 #: Values of the input on a GPU, from which merging pays, or one pass for all norms, by whether
 #: launches of kernels take time; and the taps of the largest window.
 _ON_GPU, _MEASURED_TAPS = {True: 2**26, False: 2**20}, 9
@@ -112,7 +111,7 @@ def merging_pays(parts: Split, x: Tensor) -> bool:
     has_stride = any(axis.stride > 1 for axis in parts.axes)
     is_last = _is_channels_last(x)
     is_compiled = compiled.serves(x, parts.axes)
-    if is_compiled and x.shape[2] * x.shape[3] < _COMPILED_IMAGE:
+    if is_compiled and x.shape[2] * x.shape[3] < compiled.SMALLEST_IMAGE:
         return False
     least = (_COMPILED if is_compiled else _DEPTHWISE).get((has_stride, is_last))
     return least is not None and x.numel() >= least

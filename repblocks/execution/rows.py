@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from repblocks.execution import rows_in_torch, rows_on_gpu
+from repblocks.execution import rows_in_torch, rows_on_cpu, rows_on_gpu
 from repblocks.execution.once import once
 from repblocks.execution.statistics import check_count, epsilons, update_running
 from repblocks.execution.synchronising import joint, process_group
@@ -69,7 +69,9 @@ def _offsets(rows: Tensor, offset: Tensor, inputs: int) -> Tensor:
 
 
 def _kernels(rows: Tensor, epsilon: Tensor | float = 0.0) -> ModuleType:
-    return rows_on_gpu if rows_on_gpu.serves(rows, epsilon) else rows_in_torch
+    if rows_on_gpu.serves(rows, epsilon):
+        return rows_on_gpu
+    return rows_on_cpu if rows_on_cpu.serves(rows) else rows_in_torch
 
 
 class _Statistics(Function):

@@ -36,7 +36,7 @@ def statistics(
     factor: float,
 ) -> tuple[Tensor, ...]:
     """Return means, variances, both for the running ones, and which stand, ``(N, O)``."""
-    found = _vectors(rows, 5, inputs)
+    found = vectors(rows, 5, inputs)
     given = rows, product, mean, covariance.contiguous(), offset.contiguous()
     more = {"epsilon": torch.finfo(rows.dtype).eps, "factor": factor, **_strides(mean)}
     _launch("statistics", rows, inputs, *given, *found, **more)
@@ -81,7 +81,7 @@ def merged(
     groups, branches, outputs, depth = rows.shape
     inputs = len(means) - branches
     kernel, shift = rows.new_empty(groups, outputs, depth), rows.new_empty(groups * outputs)
-    scales, inverses = _vectors(rows, 2, inputs)
+    scales, inverses = vectors(rows, 2, inputs)
     affine = [tuple(each.contiguous() for each in some) for some in (factors, biases)]
     given = rows, means.contiguous(), spread.contiguous(), *affine
     found = kernel, shift, scales, inverses
@@ -101,7 +101,7 @@ def merged_gradient(
     """Return the gradients of rows, means, variances and factors, ``(N, O)``, and of biases."""
     inputs = len(means) - rows.shape[1]
     of_rows, of_biases = torch.empty_like(rows), rows.new_empty(biases, means.shape[1])
-    found = _vectors(rows, 3, inputs)
+    found = vectors(rows, 3, inputs)
     # What torch computed, where the device was not the current one, may lie in any order.
     arrived = means, scales, inverses, of_kernel, of_shift
     given = rows, *(each.contiguous() for each in arrived)
@@ -110,7 +110,7 @@ def merged_gradient(
     return of_rows, of_means, of_spread, of_factors, of_biases.unbind()
 
 
-def _vectors(rows: Tensor, count: int, inputs: int) -> tuple[Tensor, ...]:
+def vectors(rows: Tensor, count: int, inputs: int) -> tuple[Tensor, ...]:
     """Return so many tensors ``(N, O)``."""
     groups, branches, outputs, _ = rows.shape
     return rows.new_empty(count, branches + inputs, groups * outputs).unbind()

@@ -16,6 +16,7 @@ from repblocks.algebra.affine import AffineMap
 from repblocks.algebra.kernel import ConvKernel
 from repblocks.algebra.rules import apply
 from repblocks.execution.convolving import convolve, wide
+from repblocks.execution.depthwise import convolve_depthwise
 from repblocks.execution.frozen_sum import read_frozen_sum
 from repblocks.execution.int8 import rounded_input, rounded_weight
 from repblocks.execution.reading import remembered
@@ -38,7 +39,8 @@ def run_in_weight_space(branches: nn.Module, x: Tensor, *, rounded: bool = False
         weight = kernel.weight
         if rounded:
             x, weight = rounded_input(wide(x)), rounded_weight(wide(weight))
-    return convolve(x, weight, kernel.bias, kernel.axes, kernel.groups)
+    y = convolve_depthwise(x, weight, kernel.bias, kernel.axes)
+    return convolve(x, weight, kernel.bias, kernel.axes, kernel.groups) if y is None else y
 
 
 def _from_algebra(branches: nn.Module, x: Tensor) -> ConvKernel:

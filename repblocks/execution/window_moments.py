@@ -115,13 +115,20 @@ class Windows:
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of ``g`` times what is read, ``(C, 1, K)``, and of ``g``, ``(C,)``."""
-        images = self._sum_of_images(g, centre).flatten(1)
-        sizes, channels = [axis.size for axis in self.axes], x.shape[1]
+        inner, images = self._products_with(g, x, centre)
+        border = images.flatten(1) @ _remembered(_mask_deviation, self.axes, x, centre.dtype)[0].T
+        of_kernel = torch.addcmul(inner, centre.unsqueeze(1), border)
+        return of_kernel.unsqueeze(1), images.flatten(1).sum(1)
+
+    def _products_with(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of ``g`` times the centred taps, ``(C, K)``, and of its images."""
+        found = compiled.convolution_products(g, x, centre, self.axes)
+        if found is not None:
+            return found
+        images, sizes = self._sum_of_images(g, centre), [axis.size for axis in self.axes]
         g, x = summable(g, x)
-        inner = gradient_of_weight(g, shifted(x, -centre), sizes, self.axes, channels)
-        border = images @ _remembered(_mask_deviation, self.axes, x, centre.dtype)[0].T
-        of_kernel = torch.addcmul(inner.flatten(1), centre.unsqueeze(1), border)
-        return of_kernel.unsqueeze(1), images.sum(1)
+        inner = gradient_of_weight(g, shifted(x, -centre), sizes, self.axes, x.shape[1])
+        return inner.flatten(1), images
 
     def _sum_of_images(self, g: Tensor, centre: Tensor) -> Tensor:
         if sums_wide(g) and on_gpu.serves(g, self.axes):

@@ -6,9 +6,13 @@ import sys
 import pytest
 import torch
 from execution_runs import assert_same, block_of, image, step
+from torch.autograd import forward_ad
 
 from repblocks.algebra.axis import Axis
 from repblocks.execution import compiled
+from repblocks.execution.convolving import convolve
+from repblocks.execution.flat_images import flat_images
+from repblocks.execution.weight_space import run_in_weight_space
 from repblocks.execution.window_moments import Windows
 
 AXES = [
@@ -53,12 +57,87 @@ def test_gradients_are_those_of_torch(axes, size, layout):
     (x, _), windows = inputs(size, layout), Windows(4, axes)
     half, other, of_x = image(4, windows.taps, windows.taps), image(1, 4, *size), image(*x.shape)
     weight = half + half.transpose(1, 2)
+    truth = windows.write(weight @ windows.read(x), x) + other + of_x
     found = compiled.window_gradient(x, weight, other, of_x, axes)
     if found is None:
         assert layout is torch.channels_last
         return
-    truth = windows.write(weight @ windows.read(x), x) + other + of_x
     assert torch.allclose(found, truth, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("axes", AXES, ids=str)
+def test_convolutions_are_those_of_torch(axes, size):
+    x, centre = inputs(size, LAYOUTS[0])
+    weight = image(4, 1, *(axis.size for axis in axes)).requires_grad_()
+    bias, read = image(4), x.clone().requires_grad_()
+    truth = convolve(read, weight, bias, axes, 4)
+    g = image(*truth.shape)
+    of_x, of_weight = torch.autograd.grad(truth, (read, weight), g)
+    y = compiled.convolution(x, weight, bias, axes)
+    found, summed = compiled.convolution_products(g, x, centre, axes)
+    taps = Windows(4, axes).mask(x)  # of zeros around the image, nothing is taken
+    border = torch.einsum("cp,kp->ck", summed.flatten(1), taps[0])
+    found = found + centre.unsqueeze(1) * border
+    assert torch.allclose(y, truth, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(found, of_weight.flatten(1), rtol=1e-12, atol=1e-12)
+    assert torch.allclose(summed, g.sum(0), rtol=1e-12, atol=1e-12)
+    given = compiled.convolution_gradient(g, x, weight, axes)
+    assert torch.allclose(given, of_x, rtol=1e-12, atol=1e-12)
+
+
+def frozen_block():
+    block = block_of("mobileone", 4, 4, 3, groups=4)
+    for module in block.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    return block
+
+
+def test_a_frozen_block_can_be_differentiated_twice():
+    block, x = frozen_block(), image(2, 4, 9, 8).requires_grad_()
+    block.execution = "weight_space"
+    assert type(block(x).grad_fn.next_functions[0][0]).__name__ == "_DepthwiseBackward"
+    found = []
+    for execution in ("weight_space", "branchwise"):
+        block.execution = execution
+        given = [x, *block.parameters()]
+        first = torch.autograd.grad(block(x).sin().sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), given)
+        found.append([*first, *second])
+    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-9) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_a_frozen_block_has_a_forward_derivative_and_the_dtype_of_autocast():
+    block, x = frozen_block(), image(2, 4, 9, 8)
+    block.execution = "weight_space"
+    with torch.no_grad(), forward_ad.dual_level():
+        y, tangent = forward_ad.unpack_dual(block(forward_ad.make_dual(x, torch.ones_like(x))))
+    assert torch.allclose(y, block(x), rtol=1e-12)
+    assert tangent is not None
+    block = block.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert block.branches is not None
+        assert run_in_weight_space(block.branches, x.float()).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("images", [1, 40, 70])
+def test_images_that_do_not_fill_a_stack_are_the_last(images):
+    x, axes = image(images, 2, 9, 9), (Axis(3, low=1, high=1),) * 2
+    assert images % flat_images(images, (9, 9), axes).stack or images == 1
+    windows, centre = Windows(2, axes), x[:1].mean((0, 2, 3))
+    gram, summed = compiled.window_products(x, centre, axes)
+    taps = windows.read(windows.centred(x, centre))
+    assert torch.allclose(gram, taps @ taps.transpose(1, 2), rtol=1e-12, atol=1e-11)
+    assert torch.allclose(summed, windows.centred(x, centre).sum(0), rtol=1e-12, atol=1e-11)
+    weight = gram + 1
+    truth = windows.write(weight @ windows.read(x), x) + x
+    found = compiled.window_gradient(x, weight, torch.zeros_like(x[:1]), x.clone(), axes)
+    assert torch.allclose(found, truth, rtol=1e-12, atol=1e-11)
+    kernel = image(2, 1, 3, 3)
+    y = compiled.convolution(x, kernel, torch.zeros(2, dtype=x.dtype), axes)
+    assert torch.allclose(y, convolve(x, kernel, None, axes, 2), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("threads", [2, 7])
@@ -85,6 +164,8 @@ def test_threads_share_the_channels(threads):
 )
 def test_what_does_not_suit_them_is_left_to_torch(x, axes):
     assert compiled.window_products(x, x[0], axes) is None
+    assert compiled.convolution(x, x[:1].flatten(2), x[0], axes) is None
+    assert compiled.convolution_products(x, x, x[0], axes) is None
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (8, 8, 3, 2), (8, 8, 5), (8, 8, 5, 2)], ids=str)
