@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from repblocks.blocks import ConvBlock
 from repblocks.execution.convolving import convolve, gradient_of_input, gradient_of_weight
 from repblocks.execution.dense_reading import DenseSplit, split_dense
+from repblocks.execution.moments import run_kernel
 from repblocks.execution.pointwise_moments import Channels
 from repblocks.execution.reading import Split, split
 from repblocks.execution.window_moments import Windows
@@ -67,21 +68,24 @@ def _merged(parts: Split | DenseSplit, x: Tensor, groups: int) -> Step:
     sizes = [axis.size for axis in reading.axes]
     weight = torch.randn(x.shape[1], x.shape[1] // groups, *sizes)
     covariance, mean = torch.randn(groups, read, read), torch.randn(groups, read)
-    is_dense = isinstance(parts, DenseSplit)
-    centre = torch.zeros(x.shape[1])
+    centre, kernel = torch.zeros(x.shape[1]), weight.view(groups, -1, read)
 
     @torch.no_grad()
-    def step() -> Tensor:
-        if is_dense:
-            reading.gram(x)  # type: ignore[union-attr] # dense windows
-        else:
-            reading.moments(x, centre)
+    def dense() -> Tensor:
+        reading.gram(x)  # type: ignore[union-attr] # windows
         y = convolve(x, weight, None, reading.axes, groups).relu_()
         g = torch.ops.aten.threshold_backward(y, y, 0)
         of_x = gradient_of_input(g, x, weight, reading.axes, groups)
         gradient_of_weight(g, x, sizes, reading.axes, groups)
-        if is_dense:
-            return reading.mixed(x, covariance).add_(of_x)  # type: ignore[union-attr]
+        return reading.mixed(x, covariance).add_(of_x)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        reading.moments(x, centre)
+        y = run_kernel(x, kernel, torch.zeros(len(weight)), centre, reading).relu_()
+        g = torch.ops.aten.threshold_backward(y, y, 0)
+        of_x = gradient_of_input(g, x, weight, reading.axes, groups)
+        reading.product(g, x, centre)
         return reading.gradient(x, mean, mean, covariance, of_x)
 
-    return step
+    return dense if isinstance(parts, DenseSplit) else step

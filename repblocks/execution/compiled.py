@@ -165,7 +165,8 @@ def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> Any | None:
         return None
     if any(axis.low < 0 or axis.high < 0 for axis in axes) or 0 in x.shape:
         return None
-    return _kernels()
+    has_outputs = all(size + axis.slack >= 0 for size, axis in zip(x.shape[2:], axes, strict=False))
+    return _kernels() if has_outputs else None
 
 
 def _convolutions_for(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> Any | None:
@@ -201,8 +202,9 @@ def _kernels() -> Any | None:
 
 
 def _has_lags(axes: Sequence[Axis]) -> bool:
-    """Tell whether products of taps depend on their difference, in whole positions."""
-    return all(axis.stride == 1 and axis.dilation == 1 for axis in axes)
+    """Tell whether products of taps depend on their difference, and each window reads something."""
+    is_simple = all(axis.stride == axis.dilation == 1 for axis in axes)
+    return is_simple and all(max(axis.low, axis.high) < axis.size for axis in axes)
 
 
 def _lags(x: Tensor, axes: Sequence[Axis]) -> LagImages:

@@ -19,6 +19,7 @@ AXES = [
     (Axis(3, 1, 1, 1), Axis(3, 1, 1, 1)),
     (Axis(5, 1, 2, 2), Axis(5, 1, 2, 2)),
     (Axis(3, 1, 0, 0), Axis(5, 1, 4, 1)),
+    (Axis(3, 1, 4, 3), Axis(2, 1, 1, 2)),
     (Axis(3, 2, 1, 1), Axis(3, 2, 1, 1)),
     (Axis(5, 2, 2, 2), Axis(5, 2, 2, 2)),
     (Axis(3, 2, 0, 0), Axis(2, 3, 1, 4)),
@@ -159,8 +160,9 @@ def test_threads_share_the_channels(threads):
         (image(3, 4, 9, 9).half(), AXES[0]),
         (image(3, 4, 9, 9), (Axis(3, low=-1), Axis(3))),
         (image(3, 4, 9, 9).to("meta"), AXES[0]),
+        (image(3, 4, 2, 9), (Axis(3), Axis(3))),
     ],
-    ids=["1-d", "half", "crop", "device"],
+    ids=["1-d", "half", "crop", "device", "no output"],
 )
 def test_what_does_not_suit_them_is_left_to_torch(x, axes):
     assert compiled.window_products(x, x[0], axes) is None
