@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from torch import nn
 import repblocks.models  # noqa: F401 - registers our networks with timm
 from repblocks.cli.building import build, build_data
 from repblocks.cli.checking import parameters_of
+from repblocks.cli.folders import is_first_process
 from repblocks.deployment.load import read_weights
 from repblocks.errors import CheckpointError, ConfigurationError
 from repblocks.expansion import expand
-from repblocks.training import load_weights, read_checkpoint
+from repblocks.training import Checkpoint, load_weights, read_checkpoint
 
+_logger = logging.getLogger(__name__)
 _BATCHES = 4
 _TRAINED = ("init_from=CHECKPOINT", "model.weights=FILE", "model.pretrained=true")
 
@@ -60,21 +63,42 @@ def recipe(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def _started(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
     if settings["init_from"] is not None:
-        _start_from(Path(settings["init_from"]), model)
+        path = Path(settings["init_from"])
+        checkpoint = None if path.is_dir() else read_checkpoint(path)
+        _start_from(path, model, checkpoint)
+        if checkpoint is not None:
+            _tell_differences(checkpoint, settings)
     return model
 
 
-def _start_from(path: Path, model: nn.Module) -> None:
+def _tell_differences(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Say which options of the network are not those that its weights were trained with."""
+    old, new = checkpoint.model_kwargs, recipe(settings["model"])["kwargs"]
+    meant = {"num_classes", *(("block", "block_options") if settings["expand"] else ())}
+    changed = [
+        f"{key} {old.get(key)} -> {new.get(key)}"
+        for key in sorted((old.keys() | new.keys()) - meant)
+        if (old.get(key) or None) != (new.get(key) or None)
+    ]
+    if changed and is_first_process():
+        _logger.warning(
+            "The weights of %s fit, but were trained with other options of the network: %s.",
+            checkpoint.path,
+            "; ".join(changed),
+        )
+
+
+def _start_from(path: Path, model: nn.Module, checkpoint: Checkpoint | None) -> None:
     """Load the weights of a checkpoint or artifact; another number of classes keeps its new head.
 
     Raises:
         CheckpointError: if they cannot be read, or are of another network.
     """
-    weights = read_weights(path) if path.is_dir() else read_checkpoint(path).state_dict
+    weights = read_weights(path) if checkpoint is None else checkpoint.state_dict
     try:
         load_weights(model, weights, new_head=True)
     except CheckpointError as error:
-        if not path.is_dir():
+        if checkpoint is not None:
             raise
         raise CheckpointError(
             f"{error} An artifact holds the deployed form: train that with model.deploy=true."

@@ -1,7 +1,7 @@
 """Kernels compiled by numba, where it is installed and the tensors suit it; else None, and torch.
 
 ``pip install repblocks[kernels]`` installs it. It needs no compiler. The first call compiles for
-some seconds, into a cache beside the module or in the user's folder; later processes load that.
+half a minute, into a cache beside the module or in the user's folder; later processes load that.
 
 Shapes: x ``(N, C, H, W)``, K taps. All are depthwise, in float32 or float64, with zeros outside.
 """

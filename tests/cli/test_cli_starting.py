@@ -10,6 +10,7 @@ import repblocks.cli.composing as composing
 from repblocks.cli.composing import config_folder, register
 from repblocks.cli.parts import build_parts
 from repblocks.errors import CheckpointError, ConfigurationError
+from repblocks.training.checkpoint import describe
 
 
 def artifact(folder):
@@ -43,6 +44,24 @@ def test_an_artifact_does_not_fit_the_training_form(tmp_path):
     artifact(tmp_path)
     with pytest.raises(CheckpointError, match=r"do not fit RepVGG: .* with model.deploy=true\."):
         parts("block=plain", f"++init_from={tmp_path}")
+
+
+def checkpoint(run, file):
+    """Write the checkpoint of a run that is not trained."""
+    about = describe(run.description, preprocessing={}, class_names=tuple(map(str, range(10))))
+    weights = {f"model.{name}": value for name, value in run.model.state_dict().items()}
+    torch.save({"repblocks": about, "state_dict": weights}, file)
+
+
+def test_weights_of_other_options_of_a_network_are_told(tmp_path, caplog):
+    file = tmp_path / "last.ckpt"
+    checkpoint(parts("block=repvgg", "++model.stem_stride=1"), file)
+    parts("block=repvgg", "++model.stem_stride=1", f"++init_from={file}")
+    assert not caplog.messages
+    parts("block=repvgg", "++model.stem_stride=2", f"++init_from={file}")
+    (line,) = caplog.messages
+    assert f"The weights of {file} fit" in line
+    assert line.endswith("other options of the network: stem_stride 1 -> 2.")
 
 
 def test_the_configs_of_a_checkout_are_at_its_top():
