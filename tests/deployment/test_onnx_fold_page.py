@@ -61,3 +61,17 @@ def test_each_fold_has_its_error(folder):
     markdown = (folder / "report.md").read_text(encoding="utf-8")
     for words in ("Error of each layer", "| model.onnx |", "| <b>gemm | Gemm | What it adds"):
         assert words in markdown
+
+
+def test_a_region_of_a_long_graph_is_opened(tmp_path):
+    graph = Graph()
+    x = graph.input("N", 4, 6, 6)
+    for _ in range(6):
+        x = repvgg_unit(graph, x, 4)
+    graph.output(graph.add("Flatten", graph.add("GlobalAveragePool", x)), rank=2)
+    fold_onnx(graph.save(tmp_path / "a.onnx"), tmp_path / "out", {"x": [2, 4, 6, 6]})
+    (text, *_) = opened(tmp_path / "out/report.html")
+    page = Page(text)
+    assert page.count("block", "svg", role="img") == 2
+    assert page.texts["block: training form"] == page.texts["block: 7 steps"] == 1
+    assert page.texts["block: deployed form"] == page.texts["block: 1 steps"] == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from os.path import commonpath
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repblocks.deployment.page.drawing import draw, draw_small, is_drawable
 from repblocks.deployment.page.recording import OUTSIDE, Step, record
 from repblocks.deployment.page.svg import paragraph, scrolling, tag
-from repblocks.deployment.page.units import Repeat, Unit, part_of, repeats_of, units_of
+from repblocks.deployment.page.units import Repeat, Unit, part_of, repeats_of, unit_of, units_of
 from repblocks.folding.fold_report import FoldReport
 from repblocks.folding.switch import FoldedBlock
 
@@ -81,12 +81,13 @@ def opened(
         fold: What a fold of the whole network did.
     """
     paths = dict.fromkeys([block.path for block in blocks] + list(_sites(fold)))
-    pairs = [
+    modules = (
         (old, new)
         for path in paths
         for old, new in [(part_of(m.model, path, m.steps) for m in (before, after))]
-        if old and new and is_drawable(old) and is_drawable(new) and len(old.steps) <= _MOST_STEPS
-    ]
+        if old and new
+    )
+    pairs = _readable(modules) or _readable(_regions(before, after, fold))
     if not pairs:
         return ""
     old, new = max(pairs, key=lambda pair: _gain(*pair))
@@ -101,6 +102,46 @@ def opened(
         for form, unit in (("training form", old), ("deployed form", new))
     ]
     return paragraph(words) + tag("div", "".join(figures), class_="pair")
+
+
+def _readable(pairs: Iterable[tuple[Unit, Unit]]) -> list[tuple[Unit, Unit]]:
+    return [
+        (old, new)
+        for old, new in pairs
+        if is_drawable(old) and is_drawable(new) and len(old.steps) <= _MOST_STEPS
+    ]
+
+
+def _regions(
+    before: Recorded, after: Recorded, fold: FoldReport | None
+) -> Iterator[tuple[Unit, Unit]]:
+    """Cut the regions of a graph without modules, each with the layer that it became."""
+    for region in fold.folded if fold else ():
+        numbers = _summed(region.modules, before.steps)
+        readers = [step for step in before.steps if numbers and numbers[-1] in step.inputs]
+        layers = [
+            step.inputs[reader.inputs.index(numbers[-1])]
+            for reader in readers[:1]
+            for step in after.steps
+            if step.path == reader.path and len(step.inputs) == len(reader.inputs)
+        ]
+        if layers and layers[0] != OUTSIDE:
+            name = after.steps[layers[0]].path
+            yield (
+                unit_of(before.model, region.site, numbers, before.steps),
+                unit_of(after.model, name, layers, after.steps),
+            )
+
+
+def _summed(modules: Sequence[str], steps: Sequence[Step]) -> list[int]:
+    """Give the steps of modules, and the sums of these with each other and what they read."""
+    found = {number for number, step in enumerate(steps) if step.path in modules}
+    known = found | {read for number in found for read in steps[number].inputs}
+    for number, step in enumerate(steps):
+        if step.label == "+" and found & {*step.inputs} and known >= {*step.inputs}:
+            found.add(number)
+            known.add(number)
+    return sorted(found)
 
 
 def _gain(before: Unit, after: Unit) -> tuple[bool, int]:

@@ -68,7 +68,7 @@ def units_of(model: nn.Module, steps: Sequence[Step], known: Collection[str] = (
         known: Modules that are units already, as they are in another form of the network.
     """
     parts = _split(model, "", range(len(steps)), steps, known)
-    return [_unit(model, path, numbers, steps) for path, numbers in _merged(parts, steps)]
+    return [unit_of(model, path, numbers, steps) for path, numbers in _merged(parts, steps)]
 
 
 def repeats_of(units: Sequence[Unit]) -> list[Repeat]:
@@ -98,7 +98,7 @@ def part_of(model: nn.Module, path: str, steps: Sequence[Step]) -> Unit | None:
     """Give what ran in one module, if something did."""
     inside = f"{path}." if path else ""
     numbers = [n for n, step in enumerate(steps) if f"{step.path}.".startswith(inside)]
-    return _unit(model, path, numbers, steps) if numbers else None
+    return unit_of(model, path, numbers, steps) if numbers else None
 
 
 Part = tuple[str, Sequence[int]]
@@ -168,7 +168,8 @@ def _merged(parts: Sequence[Part], steps: Sequence[Step]) -> list[Part]:
     return merged
 
 
-def _unit(model: nn.Module, path: str, numbers: Sequence[int], steps: Sequence[Step]) -> Unit:
+def unit_of(model: nn.Module, path: str, numbers: Sequence[int], steps: Sequence[Step]) -> Unit:
+    """Give some of the steps, under the name of a module or of one of them."""
     places = {number: place for place, number in enumerate(numbers)}
     own = [
         replace(
