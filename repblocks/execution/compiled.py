@@ -3,7 +3,8 @@
 ``pip install repblocks[kernels]`` installs it. It needs no compiler. The first call compiles for
 half a minute, into a cache beside the module or in the user's folder; later processes load that.
 
-Shapes: x ``(N, C, H, W)``, K taps. All are depthwise, in float32 or float64, with zeros outside.
+Shapes: x ``(N, C, H, W)``, K taps. All are depthwise, in float32 or float64, with zeros outside,
+but for the arithmetic on rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from repblocks.algebra.axis import Axis
 from repblocks.execution.flat_images import FlatImages, flat_images
@@ -74,7 +76,7 @@ def window_gradient(
     """
     kernels = _kernels_for(x, axes)
     has_lags = _has_lags(axes)
-    if kernels is None or (has_lags and not x.is_contiguous()):
+    if kernels is None or (has_lags and not x.is_contiguous()) or not is_plain(of_x):
         return None
     total = torch.empty_like(x).copy_(of_x) if of_x.stride() != x.stride() else of_x.to(x.dtype)
     given: list[Any] = [x, weight.contiguous(), image.contiguous()]
@@ -106,7 +108,7 @@ def convolution_gradient(
 ) -> Tensor | None:
     """Return the gradient of the input of :func:`convolution` from that of its output."""
     kernels = _convolutions_for(x, weight, axes)
-    if kernels is None or g.dtype != x.dtype:
+    if kernels is None or g.dtype != x.dtype or not is_plain(g):
         return None
     flat, bias = _flat(x, axes), x.new_zeros(x.shape[1])
     gradient = (torch.empty_like if flat.covers else torch.zeros_like)(x)
@@ -128,7 +130,7 @@ def convolution_products(
         axes: Where the taps read.
     """
     kernels = _kernels_for(x, axes)
-    if kernels is None or not x.is_contiguous() or g.dtype != x.dtype:
+    if kernels is None or not x.is_contiguous() or g.dtype != x.dtype or not is_plain(g):
         return None
     flat, channels = _flat(x, axes), x.shape[1]
     found = torch.zeros(channels, len(flat.places), dtype=torch.float64)
@@ -142,7 +144,7 @@ def run_rows(
     name: str, given: Sequence[Tensor], numbers: Sequence[float], results: Sequence[Tensor]
 ) -> None:
     """Run a kernel of :mod:`repblocks.execution.compiled_rows`, which are those that serve."""
-    read = [tensor.detach().contiguous().numpy() for tensor in given]
+    read = [_memory(tensor.contiguous()) for tensor in given]
     kernels: Any = _kernels()
     getattr(kernels.rows, name)(*read, *numbers, *(tensor.numpy() for tensor in results))
 
@@ -158,8 +160,14 @@ def convolves(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> bool:
     return is_large and _convolutions_for(x, weight, axes) is not None
 
 
+def is_plain(x: Tensor) -> bool:
+    """Tell whether the memory of a tensor is all of it, and what is done with it unobserved."""
+    is_batched = torch._C._functorch.is_legacy_batchedtensor  # there is no public way to ask
+    return type(x) in (Tensor, Parameter) and not is_batched(x) and not is_in_torch_dispatch_mode()
+
+
 def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> Any | None:
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+    if torch.compiler.is_compiling() or not is_plain(x):
         return None
     if x.device.type != "cpu" or x.ndim != 4 or x.dtype not in (torch.float32, torch.float64):
         return None
@@ -219,7 +227,7 @@ def _over_channels(
     run: Callable[..., None], given: Sequence[Any], results: Sequence[Tensor]
 ) -> None:
     """Run a function that leaves the interpreter's lock, on as many threads as torch uses."""
-    read = [item.detach().numpy() if isinstance(item, Tensor) else item for item in given]
+    read = [_memory(item) if isinstance(item, Tensor) else item for item in given]
     written = [tensor.numpy() for tensor in results]
     channels = given[0].shape[1]
     parts = min(torch.get_num_threads(), channels)
@@ -233,3 +241,7 @@ def _over_channels(
         return
     with ThreadPoolExecutor(parts) as pool:
         list(pool.map(part, ranges))
+
+
+def _memory(tensor: Tensor) -> Any:
+    return tensor.detach().resolve_neg().numpy()

@@ -47,6 +47,8 @@ class _Depthwise(Function):
         of_x, channels = None, len(weight)
         if ctx.needs_input_grad[0]:
             of_x = gradient_of_input(g, x, weight, ctx.axes, channels)
+        if not any(ctx.needs_input_grad[1:3]):
+            return of_x, None, None, None
         if not torch.is_grad_enabled():
             found = compiled.convolution_products(g, x, g.new_zeros(channels), ctx.axes)
             if found is not None:

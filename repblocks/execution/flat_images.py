@@ -125,7 +125,7 @@ class FlatImages:
             for phase in range(self.steps[0] * self.steps[1])
             for row, column, place, count in self._parts(phase)
         ]
-        return array(parts), self.steps[1]
+        return _parts(parts), self.steps[1]
 
     @cached_property
     def outputs(self) -> Parts:
@@ -154,7 +154,7 @@ class FlatImages:
         for phase in sorted({phase for phase, _ in self._taps}):
             taps = [k for k, (own, _) in enumerate(self._taps) if own == phase]
             places = array([self.reach - self._taps[k][1] for k in taps])
-            found.append((taps, places, (array(self._parts(phase)), self.steps[1])))
+            found.append((taps, places, (_parts(self._parts(phase)), self.steps[1])))
         return found
 
     def image(self, flat: Tensor) -> Tensor:
@@ -184,6 +184,10 @@ class FlatImages:
 def array(values: Any) -> Any:
     """Return whole numbers as numba takes them."""
     return torch.tensor(values, dtype=torch.int64).numpy()
+
+
+def _parts(values: list[tuple[int, int, int, int]]) -> Any:
+    return array(values).reshape(-1, 4)  # there may be none
 
 
 @lru_cache(maxsize=256)

@@ -68,10 +68,11 @@ def _offsets(rows: Tensor, offset: Tensor, inputs: int) -> Tensor:
     return torch.cat([found, offset.flatten().expand(inputs, -1)]) if inputs else found
 
 
-def _kernels(rows: Tensor, epsilon: Tensor | float = 0.0) -> ModuleType:
+def _kernels(rows: Tensor, arrived: Tensor, epsilon: Tensor | float = 0.0) -> ModuleType:
+    """Return who does the arithmetic on rows and what has arrived, forward or backward."""
     if rows_on_gpu.serves(rows, epsilon):
         return rows_on_gpu
-    return rows_on_cpu if rows_on_cpu.serves(rows) else rows_in_torch
+    return rows_on_cpu if rows_on_cpu.serves(rows, arrived) else rows_in_torch
 
 
 class _Statistics(Function):
@@ -94,7 +95,7 @@ class _Statistics(Function):
         rows = torch.stack([weight.reshape(groups, -1, depth) for weight in weights], 1)
         product = (rows.flatten(1, 2) @ covariance).view_as(rows)
         given = rows, product, mean, covariance, offset, *settings
-        *found, kept = _kernels(rows).statistics(*given)
+        *found, kept = _kernels(rows, mean).statistics(*given)
         ctx.shapes = [(weight.shape, weight.stride()) for weight in weights]
         ctx.save_for_backward(rows, product, mean, kept)
         ctx.mark_non_differentiable(*found[2:])
@@ -111,7 +112,7 @@ class _Statistics(Function):
         of_spread: Tensor,
         *_: None,
     ) -> tuple[Tensor | None, ...]:
-        kernels = _kernels(saved[0])
+        kernels = _kernels(saved[0], of_rows)
         found = kernels.statistics_gradient(*saved, of_rows, of_means, of_spread)
         of_rows, of_mean, of_covariance = found
         parts = zip(of_rows.unbind(1), ctx.shapes, strict=True)
@@ -145,7 +146,7 @@ class _Sum(Function):
         *affine: Tensor,
     ) -> tuple[Tensor, Tensor]:
         given = affine[:factors], affine[factors:], epsilon
-        kernels = _kernels(rows, epsilon)
+        kernels = _kernels(rows, means, epsilon)
         kernel, shift, scales, inverses = kernels.merged(rows, means, spread, *given)
         ctx.factors, ctx.biases = factors, len(affine) - factors
         ctx.save_for_backward(rows, means, spread, scales, inverses, *affine[:factors])
@@ -158,6 +159,7 @@ class _Sum(Function):
     ) -> tuple[Tensor | None, ...]:
         rows, means, _, scales, inverses, *_ = saved
         given = rows, means, scales, inverses, of_kernel, of_shift, ctx.biases
-        of_rows, of_means, of_spread, of_factors, of_biases = _kernels(rows).merged_gradient(*given)
+        kernels = _kernels(rows, of_kernel)
+        of_rows, of_means, of_spread, of_factors, of_biases = kernels.merged_gradient(*given)
         of_factors = of_factors.unbind() if ctx.factors else ()
         return of_rows, of_means, of_spread, None, None, *of_factors, *of_biases

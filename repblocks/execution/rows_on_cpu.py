@@ -17,10 +17,11 @@ from repblocks.execution.rows_on_gpu import vectors
 _SHARED = 2**16
 
 
-def serves(rows: Tensor) -> bool:
-    """Tell whether there are kernels for rows ``(G, B, R, D)``."""
-    is_alone = torch.get_num_threads() == 1 or rows.numel() < _SHARED
-    return is_alone and compiled.serves(rows, ())
+def serves(rows: Tensor, arrived: Tensor) -> bool:
+    """Tell whether there are kernels for rows ``(G, B, R, D)`` and what has arrived."""
+    if not compiled.serves(rows, ()) or not compiled.is_plain(arrived):
+        return False
+    return torch.get_num_threads() == 1 or rows.numel() < _SHARED
 
 
 def statistics(

@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ def suit(x: Tensor) -> bool:
     if x.device.type not in DEVICES or x.dtype not in _DTYPES or 0 in x.shape:
         return False
     if torch.compiler.is_compiling() or type(x) not in (Tensor, Parameter):
+        return False
+    if is_in_torch_dispatch_mode():  # which would not see what the kernels do
         return False
     return x.device.type != "cuda" or x.device.index == torch.cuda.current_device()
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from execution_runs import assert_same, block_of, image, step
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from repblocks.algebra.axis import Axis
-from repblocks.execution import compiled
+from repblocks.execution import compiled, rows_in_torch, rows_on_cpu
 from repblocks.execution.convolving import convolve
 from repblocks.execution.flat_images import flat_images
 from repblocks.execution.weight_space import run_in_weight_space
@@ -121,6 +123,56 @@ def test_a_frozen_block_has_a_forward_derivative_and_the_dtype_of_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         assert block.branches is not None
         assert run_in_weight_space(block.branches, x.float()).dtype is torch.bfloat16
+
+
+def test_what_is_recorded_or_batched_is_done_by_torch():
+    block, x = frozen_block(), image(2, 4, 9, 8, seed=1)
+    block.execution = "weight_space"
+    with torch.no_grad():
+        recorded = make_fx(block)(image(2, 4, 9, 8))
+        assert torch.allclose(recorded(x), block(x), rtol=1e-12)
+    with FlopCounterMode(display=False) as counter:
+        block(x)
+    assert counter.get_total_flops() == 2 * 2 * 4 * 9 * 72
+    read, gradients = x.requires_grad_(), image(3, 2, 4, 9, 8)
+    (found,) = torch.autograd.grad(block(read), read, gradients, is_grads_batched=True)
+    truth = [torch.autograd.grad(block(read), read, g)[0] for g in gradients]
+    assert torch.allclose(found, torch.stack(truth), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(5, 1), (1, 1), (1, 6)], ids=str)
+def test_a_stride_may_skip_all_that_a_phase_holds(size):
+    block, x = block_of("mobileone", 4, 4, 3, 2, groups=4), image(5, 4, *size)
+    assert_same(step(block, x, "merged"), step(block, x, "branchwise"))
+    axes = (Axis(1, 4, 1, 1),) * 2
+    assert torch.equal(compiled.window_products(x, x[0, :, 0, 0], axes)[0], torch.zeros(4, 1, 1))
+
+
+@pytest.mark.parametrize("inputs", [0, 1, 2])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(3, 2, 1, 9), (1, 4, 6, 6), (2, 3, 3, 3)], ids=str)
+def test_rows_are_those_of_torch(shape, affine, inputs):
+    groups, branches, outputs, depth = shape
+    inputs = inputs if outputs == depth else 0
+    rows, mean, offset = image(*shape), image(groups, depth), image(groups, depth)
+    half = image(groups, depth, depth)
+    covariance = half @ half.transpose(1, 2)
+    product = (rows.flatten(1, 2) @ covariance).view_as(rows)
+    vector = (branches + inputs, groups * outputs)
+    scales = [*image(*vector)] if affine else []
+    of_rows, of_kernel = image(*shape), image(groups, outputs, depth)
+    of_means, of_spread, of_shift = image(*vector), image(*vector), image(vector[1])
+    found = []
+    for module in (rows_in_torch, rows_on_cpu):
+        *own, kept = module.statistics(rows, product, mean, covariance, offset, inputs, 1.25)
+        given = rows, product, mean, kept, of_rows, of_means, of_spread
+        own += module.statistics_gradient(*given)
+        own += module.merged(rows, *own[:2], scales, scales, 1e-5)
+        given = rows, own[0], *own[-2:], of_kernel, of_shift, len(scales)
+        *gradients, biases = module.merged_gradient(*given)
+        found.append([kept.double(), *own, *gradients, *biases])
+    assert rows_on_cpu.serves(rows, mean)
+    assert all(torch.allclose(a, b, rtol=1e-11, atol=1e-11) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("images", [1, 40, 70])
