@@ -56,8 +56,7 @@ def window_products(
     else:
         flat = _flat(x, axes)
         summed = torch.zeros_like(x[0], memory_format=torch.contiguous_format)
-        place = [flat.places, flat.inputs, flat.outputs, flat.sizes]
-        _over_channels(kernels.phases.gram, [x, centre, *place], [gram, summed])
+        _over_channels(kernels.phases.gram, [x, centre, *flat.windows], [gram, summed])
     full = gram + gram.triu(1).transpose(1, 2)
     return full.to(x.dtype), summed.unsqueeze(0)
 
@@ -85,8 +84,7 @@ def window_gradient(
         given += [lags.taps, lags.sizes, lags.rows, lags.all, *lags.edges]
         _over_channels(kernels.lags.gradient, given, [total])
     else:
-        flat = _flat(x, axes)
-        given += [flat.places, flat.inputs, flat.outputs, flat.sizes]
+        given += _flat(x, axes).windows
         _over_channels(kernels.phases.gradient, given, [total])
     return total
 
@@ -98,8 +96,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, axes: Sequence[Axis]) -
         return None
     flat = _flat(x, axes)
     y = x.new_empty(*x.shape[:2], *flat.counts)
-    given = [x, weight.flatten(1), bias, flat.places, flat.inputs, flat.outputs, flat.sizes]
-    _over_channels(kernels.correlate, given, [y])
+    _over_channels(kernels.correlate, [x, weight.flatten(1), bias, *flat.windows], [y])
     return y
 
 
@@ -135,7 +132,7 @@ def convolution_products(
     flat, channels = _flat(x, axes), x.shape[1]
     found = torch.zeros(channels, len(flat.places), dtype=torch.float64)
     summed = x.new_zeros(channels, flat.block)
-    given = [x, g, centre, flat.places, flat.inputs, flat.outputs, flat.sizes]
+    given = [x, g, centre, *flat.windows]
     _over_channels(kernels.convolutions.products, given, [found, summed])
     return found.to(x.dtype), flat.image(summed)
 

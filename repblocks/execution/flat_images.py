@@ -132,6 +132,11 @@ class FlatImages:
         """The rows of the output."""
         return self._outputs(0)
 
+    @property
+    def windows(self) -> tuple[Any, Parts, Parts, tuple[int, int, int]]:
+        """What a kernel that reads windows is told of them."""
+        return self.places, self.inputs, self.outputs, self.sizes
+
     @cached_property
     def outputs_read(self) -> Parts:
         """The rows of the output, where places before the first can be read."""

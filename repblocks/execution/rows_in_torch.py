@@ -83,8 +83,7 @@ def merged(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the kernel ``(G, R, D)``, the shift ``(O,)``, and scales and inverses ``(N, O)``."""
     branches = rows.shape[1]
-    inverses = (spread + epsilon).rsqrt()
-    scales = torch.stack(list(factors)) * inverses if factors else inverses
+    scales, inverses = scales_of(spread, factors, epsilon)
     kernel = (by_group(scales[:branches], rows) * rows).sum(1)
     if branches < len(means):
         kernel.diagonal(dim1=1, dim2=2).add_(scales[branches:].sum(0).view(kernel.shape[:2]))
@@ -116,6 +115,20 @@ def merged_gradient(
     of_means, of_spread = -of_shift * scales, -0.5 * of_factors * scales * inverses
     of_biases = of_shift.repeat(biases, 1).unbind() if biases else ()  # each may be kept
     return of_rows, of_means, of_spread, of_factors, of_biases
+
+
+def scales_of(
+    spread: Tensor, factors: Sequence[Tensor], epsilon: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Return what variances scale by, with factors and without, ``(N, O)``."""
+    inverses = (spread + epsilon).rsqrt()
+    return (torch.stack(list(factors)) * inverses if factors else inverses), inverses
+
+
+def vectors(rows: Tensor, count: int, inputs: int) -> tuple[Tensor, ...]:
+    """Return so many tensors ``(N, O)``."""
+    groups, branches, outputs, _ = rows.shape
+    return rows.new_empty(count, branches + inputs, groups * outputs).unbind()
 
 
 def by_branch(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repblocks.execution import compiled
-from repblocks.execution.rows_on_gpu import vectors
+from repblocks.execution.rows_in_torch import scales_of, vectors
 
 #: Numbers of all rows, from which torch shares them among threads.
 _SHARED = 2**16
@@ -70,8 +70,7 @@ def merged(
     epsilon: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the kernel ``(G, R, D)``, the shift ``(O,)``, and scales and inverses ``(N, O)``."""
-    inverses = (spread + epsilon).rsqrt()
-    scales = torch.stack(list(factors)) * inverses if factors else inverses
+    scales, inverses = scales_of(spread, factors, epsilon)
     kernel = torch.empty_like(rows[:, 0])
     shift = torch.stack(list(biases)).sum(0) if biases else torch.zeros_like(means[0])
     compiled.run_rows("merged", (rows, means, scales), (), (kernel, shift))

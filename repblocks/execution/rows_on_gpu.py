@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from repblocks.execution import triton_kernels
+from repblocks.execution.rows_in_torch import vectors
 
 #: Numbers in a row after which the next can be read fast.
 _ALIGNED = 16
@@ -108,12 +109,6 @@ def merged_gradient(
     _launch("merged_gradient", rows, inputs, *given, of_rows, *found, of_biases, BIASES=biases)
     of_means, of_spread, of_factors = found
     return of_rows, of_means, of_spread, of_factors, of_biases.unbind()
-
-
-def vectors(rows: Tensor, count: int, inputs: int) -> tuple[Tensor, ...]:
-    """Return so many tensors ``(N, O)``."""
-    groups, branches, outputs, _ = rows.shape
-    return rows.new_empty(count, branches + inputs, groups * outputs).unbind()
 
 
 def _strides(mean: Tensor) -> dict[str, int]:
