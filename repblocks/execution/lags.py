@@ -79,28 +79,49 @@ class Lags:
 
     def _half(self, x: Tensor, groups: int) -> Tensor:
         """Return the products ``(C, D, >= rows, >= 2 * columns - 1)`` for lags downwards."""
+        return self._half_depthwise(x) if groups == x.shape[1] else self._half_dense(x, groups)
+
+    def _half_dense(self, x: Tensor, groups: int) -> Tensor:
+        """Multiply flat images, zeros between them, with themselves from each lag on."""
         rows, columns = self.sizes
-        depth = x.shape[1] // groups
-        # A dense weight gradient is as fast for a kernel of any size.
-        tile = (_TILE, _TILE) if depth == 1 else (rows, 2 * columns - 1)
-        reach = [(size - 1) * step for size, step in zip(self.sizes, self.dilation, strict=True)]
-        counts = [-(-size // t) for size, t in zip((rows, 2 * columns - 1), tile, strict=True)]
-        shape = [count * t for count, t in zip(counts, tile, strict=True)]
-        found = x.new_empty(x.shape[1], depth, *shape)
+        depth, (down, right) = x.shape[1] // groups, self._reach
+        height, width = x.shape[2] + down, x.shape[3] + right
+        count, last = len(x) * height * width, down * width + right
+        memory = x.new_zeros(x.shape[1], count + last)
+        images = memory[:, :count].view(-1, len(x), height, width)
+        images[..., : x.shape[2], : x.shape[3]] = x.transpose(0, 1)
+        flat = memory.view(groups, depth, -1)
+        found = x.new_empty(groups, depth, depth, rows, 2 * columns - 1)
+        middle = columns - 1
+        for row, lag in product(range(rows), range(1 - columns, columns)):
+            if row == 0 and lag < 0:
+                continue
+            place = row * self.dilation[0] * width + lag * self.dilation[1]
+            found[..., row, middle + lag] = flat[..., :count] @ flat[..., place : place + count].mT
+        found[..., 0, :middle] = found[..., 0, middle + 1 :].flip(-1).transpose(1, 2)
+        return found.flatten(0, 1)
+
+    def _half_depthwise(self, x: Tensor) -> Tensor:
+        """Take weight gradients of small kernels, which the libraries of torch compute fast."""
+        rows, columns = self.sizes
+        counts = [-(-size // _TILE) for size in (rows, 2 * columns - 1)]
+        shape = [count * _TILE for count in counts]
+        found = x.new_empty(x.shape[1], 1, *shape)
         high = (shape[0] - 1) * self.dilation[0]
-        right = (shape[1] - 1) * self.dilation[1] - reach[1]
-        padded = functional.pad(x, (reach[1], right, 0, high))
-        lattice = [Axis(t, dilation=step) for t, step in zip(tile, self.dilation, strict=True)]
+        left = self._reach[1]
+        right = (shape[1] - 1) * self.dilation[1] - left
+        padded = functional.pad(x, (left, right, 0, high))
+        lattice = [Axis(_TILE, dilation=step) for step in self.dilation]
         extents = [axis.extent - 1 for axis in lattice]
-        for row, column in product(*(range(0, s, t) for s, t in zip(shape, tile, strict=True))):
+        for row, column in product(*(range(0, size, _TILE) for size in shape)):
             top, left = row * self.dilation[0], column * self.dilation[1]
             part = padded[
                 ...,
                 top : top + x.shape[2] + extents[0],
                 left : left + x.shape[3] + extents[1],
             ]
-            own = gradient_of_weight(x, part, tile, lattice, groups)
-            found[..., row : row + tile[0], column : column + tile[1]] = own
+            own = gradient_of_weight(x, part, (_TILE, _TILE), lattice, x.shape[1])
+            found[..., row : row + _TILE, column : column + _TILE] = own
         return found
 
     def convolved(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
@@ -110,10 +131,15 @@ class Lags:
         kernel = weight.new_zeros(groups, depth, depth, 2 * rows - 1, 2 * columns - 1)
         for (row, column), differences in self._differences():
             kernel[differences] += weight[:, :, row, column]
-        padding = [(size - 1) * step for size, step in zip(self.sizes, self.dilation, strict=True)]
         return functional.conv2d(
-            x, kernel.flatten(0, 1), padding=padding, dilation=self.dilation, groups=groups
+            x, kernel.flatten(0, 1), padding=self._reach, dilation=self.dilation, groups=groups
         )
+
+    @property
+    def _reach(self) -> tuple[int, int]:
+        """Positions from the first tap to the last."""
+        (rows, columns), (down, right) = self.sizes, self.dilation
+        return (rows - 1) * down, (columns - 1) * right
 
     def outside(self, axes: tuple[Axis, ...]) -> Iterator[Strip]:
         """Give the positions that are no outputs, in strips before and after the outputs."""

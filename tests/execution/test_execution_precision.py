@@ -53,7 +53,7 @@ def test_autocast_is_as_exact_as_the_branches(case, ratio):
 
 
 #: Error of a variance in parts of the precision times the sum of the squares of its terms.
-CANCELLED = {"pointwise": 2, "dense": 2, "nested": 20}
+CANCELLED = {"pointwise": 2, "dense": 2, "nested": 4}
 
 
 @pytest.mark.parametrize("ratio", [1, 100, 1000, 10000])
@@ -84,4 +84,4 @@ def test_what_all_channels_share_cancels_with_the_square_of_its_size(case, ratio
 def test_products_of_many_positions_keep_their_digits(groups, layout):
     x = image(24, 8, 40, 40, dtype=torch.float32).to(memory_format=layout)
     reading = Windows(groups, (Axis(3, 1, 1, 1),) * 2)
-    assert distance(reading.gram(x), reading.gram(x.double())) < 2.5e-6
+    assert distance(reading.gram(x), reading.gram(x.double())) < (2.5e-6 if groups > 1 else 5e-7)
