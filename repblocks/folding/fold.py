@@ -25,7 +25,7 @@ from repblocks.folding.flow import Flow, Step, is_below
 from repblocks.folding.fold_report import FoldedRegion, FoldReport
 from repblocks.folding.leftovers import leftovers
 from repblocks.folding.operation import numel
-from repblocks.folding.placing import Placing, plan_and_place
+from repblocks.folding.placing import Placing, macs_of, plan_and_place
 from repblocks.folding.planning import ANY_PRICE
 from repblocks.folding.programs import flows_of
 from repblocks.folding.recording import evaluation_copy, view_of
@@ -124,8 +124,7 @@ def explain(
 def multiply_adds(model: nn.Module, example_input: Any) -> int:
     """Return what :class:`FoldReport` says of a model, without a fold."""
     _, flows = _programs(model, example_input, {})
-    operations = [pair for flow in flows for pair in Region.of(flow).operations.items()]
-    return sum(o.macs for step, o in operations if not step.is_opaque) // _batch(example_input)
+    return sum(macs_of(Region.of(flow)) for flow in flows) // _batch(example_input)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,7 +13,12 @@ from repblocks.folding.pushing import BACK, FORWARD, Move, push, undo
 from repblocks.folding.region import Region
 from repblocks.folding.rewriting import Placed, place
 from repblocks.folding.sites import Sites
-from repblocks.folding.transposed import TakenIn, transposed
+from repblocks.folding.transposed import (
+    TakenIn,
+    is_transposed,
+    macs_of_transposed,
+    transposed,
+)
 from repblocks.folding.users import Users
 
 
@@ -46,8 +51,7 @@ class Placing:
     @property
     def macs(self) -> int:
         """Multiply-adds; those of an opaque module that stays are counted where it is planned."""
-        known = self.region.operations.items()
-        return sum(o.macs for step, o in known if not step.is_opaque or step in self.folded)
+        return macs_of(self.region, self.folded)
 
     @property
     def whole(self) -> list[str]:
@@ -68,6 +72,13 @@ class Placing:
             else:
                 lost.append(one)
         return lost
+
+
+def macs_of(region: Region, folded: Set[Step] = frozenset()) -> int:
+    """Count the multiply-adds of a flow, without opaque modules that are not among the folded."""
+    known = region.operations.items()
+    own = sum(o.macs for step, o in known if not step.is_opaque or step in folded)
+    return own + sum(map(macs_of_transposed, filter(is_transposed, region.readers)))
 
 
 def plan_and_place(flow: Flow, region: Region, users: Users) -> Placing:

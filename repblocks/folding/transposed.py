@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repblocks.algebra.normalization import forward_of
 from repblocks.folding.flow import Step
-from repblocks.folding.operation import Kind
+from repblocks.folding.operation import Kind, numel
 from repblocks.folding.operations import channel_arithmetic
 from repblocks.folding.region import Region
 from repblocks.folding.sites import Emptied, Sites
@@ -108,6 +108,14 @@ def _only_readers(step: Step, region: Region) -> Iterator[tuple[Step, Step]]:
             return
         yield reader, step
         step = reader
+
+
+def macs_of_transposed(step: Step) -> int:
+    """Count the multiply-adds of a transposed convolution: each of its inputs times a kernel."""
+    module, read = step.module, step.args[0]
+    if not isinstance(module, Transposed) or not isinstance(read, Step):
+        return 0
+    return numel(read.shape) * module.weight[0].numel()
 
 
 def is_transposed(step: Step) -> bool:

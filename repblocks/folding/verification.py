@@ -181,7 +181,7 @@ def _judge_changes(reference: Reference, overall: Comparison, pieces: _Pieces) -
     judged = pieces.judged(all_changes=True)
     note = f"the output {why}: each change was judged on its own"
     if judged.unproven:
-        left = f"'{judged.unproven[0]}'"
+        left = f"'{judged.unproven[0]}'" if judged.unproven[0] else "the whole network"
         if not reference.is_stable or not reference.has_signal:
             raise _error(
                 f"The original's output {why}, so every fold would seem right, and no module in "

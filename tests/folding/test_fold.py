@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 from truth import calibrate, relative_error
 
-from repblocks.folding.fold import explain, fold
+from repblocks.folding.fold import explain, fold, multiply_adds
 from repblocks.folding.fold_report import Reason
 
 EXACT = 1e-12
@@ -211,7 +211,11 @@ def test_transposed_convolutions_take_in_norms(groups):
     model = ready(nn.Sequential(up, nn.BatchNorm2d(6), nn.ReLU()), 2, 4, 5, 6)
     result = folded_exactly(model, 2, 4, 5, 6)
     assert [type(layer) for layer in result] == [nn.ConvTranspose2d, nn.Identity, nn.ReLU]
-    assert not result.fold_report.left
+    report = result.fold_report
+    assert not report.left
+    assert report.macs_after == 4 * 30 * 54 // groups
+    assert multiply_adds(result, torch.randn(1, 4, 5, 6).double()) == report.macs_after
+    assert report.macs_before == report.macs_after + 6 * 12 * 14
 
 
 def up():
