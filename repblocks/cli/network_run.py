@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import repblocks.models  # noqa: F401 - registers our networks with timm
-from repblocks.cli.building import build
+from repblocks.cli.building import build, build_quantization
 from repblocks.cli.checking import parameters_of
 from repblocks.cli.checking_network import check_network
 from repblocks.cli.config import DeployConfig
+from repblocks.cli.network_data import network_data
 from repblocks.cli.networks import recipe
+from repblocks.data import ImageDataModule
 from repblocks.deployment.artifact import check_output
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.pipeline import deploy
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantized_forms import calibration_for
 from repblocks.errors import ConfigurationError
 from repblocks.expansion import recalibrate_bn
 from repblocks.folding.fold import explain
@@ -43,14 +48,17 @@ def network_run(settings: DeployConfig) -> None:
     """
     check_network(asdict(settings), parameters_of(DeployConfig), {})
     node: dict[str, Any] = dict(settings.model or {})
-    if settings.ckpt_path or settings.data or settings.deploy_shortcut:
+    if settings.ckpt_path or settings.deploy_shortcut:
         raise ConfigurationError(
-            "ckpt_path, data and deploy_shortcut belong to a run of train.py; leave them out with "
+            "ckpt_path and deploy_shortcut belong to a run of train.py; leave them out with "
             "model=..., whose weights are model.weights=FILE."
         )
     console = Console(soft_wrap=True, markup=False)
     model = _network(node)
-    example = _example(model, int(node.get("in_chans") or 3))
+    preprocessing = _preprocessing(model, int(node.get("in_chans") or 3))
+    data = network_data(settings.data, preprocessing)
+    preprocessing = preprocessing if data is None else data.preprocessing
+    example = _example(preprocessing)
     if not _has_weights(node):
         recalibrate_bn(model, [example, torch.randn_like(example)])
     if settings.explain:
@@ -61,6 +69,8 @@ def network_run(settings: DeployConfig) -> None:
         settings.output or Path("outputs") / "deploy" / str(node.get("name", known["name"]))
     )
     check_output(output)
+    config = build_quantization(settings.quantization) or QuantizationConfig()
+    calibration = calibration_for(data, config, settings.formats, latency=settings.latency)
     folded = fold_network(model, known["name"], known["kwargs"], example)
     report = deploy(
         model,
@@ -68,11 +78,14 @@ def network_run(settings: DeployConfig) -> None:
         output=output,
         description={
             "model": folded.recipe,
-            "preprocessing": _preprocessing(model, example),
-            "class_names": None,
+            "preprocessing": preprocessing,
+            "class_names": None if data is None else data.class_names,
             "deployment": asdict(settings),
         },
         example_input=example,
+        validation=None if data is None else _validation(data),
+        calibration=calibration,
+        quantization=config,
         formats=settings.formats,
         latency=settings.latency,
         blocks=folded.blocks,
@@ -111,17 +124,21 @@ def _is_reachable(url: str) -> bool:
     return True
 
 
-def _example(model: nn.Module, channels: int) -> Tensor:
-    size = timm.data.resolve_model_data_config(model)["input_size"]
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(_EXAMPLE_IMAGES, channels, *size[1:], generator=generator)
-
-
-def _preprocessing(model: nn.Module, example: Tensor) -> dict[str, Any]:
+def _preprocessing(model: nn.Module, channels: int) -> dict[str, Any]:
     found = timm.data.resolve_model_data_config(model)
     known = ("interpolation", "mean", "std", "crop_pct", "crop_mode")
     values = {key: list(v) if isinstance(v := found[key], tuple) else v for key in known}
-    size = list(example.shape[1:])
-    if size[0] == 1:  # timm knows those of colour images
+    if channels == 1:  # timm knows those of colour images
         values |= {key: [sum(values[key]) / len(values[key])] for key in ("mean", "std")}
-    return {"input_size": size, "in_channels": size[0], **values}
+    size = [channels, *found["input_size"][1:]]
+    return {"input_size": size, "in_channels": channels, **values}
+
+
+def _example(preprocessing: Mapping[str, Any]) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_EXAMPLE_IMAGES, *preprocessing["input_size"], generator=generator)
+
+
+def _validation(data: ImageDataModule) -> Iterable[tuple[Tensor, Tensor]]:
+    data.setup("validate")
+    return data.val_dataloader()

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from repblocks.data import ImageDataModule
 from repblocks.deployment.artifact import check_output
-from repblocks.deployment.formats import AUTO, check_formats
 from repblocks.deployment.load import build
 from repblocks.deployment.network import fold_network
 from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.preparing import image_size
 from repblocks.deployment.quantization import QuantizationConfig
-from repblocks.deployment.quantization.calibration import calibration_batches
+from repblocks.deployment.quantized_forms import calibration_for
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import ConfigurationError, DataError
 from repblocks.training.checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -71,7 +70,7 @@ def deploy_checkpoint(
     training_form.eval()
     validation, note = _validation_batches(data, checkpoint)
     config = quantization or QuantizationConfig()
-    calibration = _calibration(data, config, formats, is_timed=latency or AUTO in formats)
+    calibration = calibration_for(data, config, formats, latency=latency)
     example = _example(checkpoint)
     folded = fold_network(training_form, checkpoint.model_name, arguments, example)
     return deploy(
@@ -96,29 +95,6 @@ def deploy_checkpoint(
         quantization=config,
         latency=latency,
     )
-
-
-def _calibration(
-    data: ImageDataModule | None,
-    config: QuantizationConfig,
-    formats: Sequence[str],
-    *,
-    is_timed: bool,
-) -> Sequence[Tensor]:
-    """Give the images that ranges are measured on; none if no form needs them.
-
-    Raises:
-        ConfigurationError: if there are none, and a form was asked for by name.
-    """
-    quantizes = any(form.lossy for form in check_formats(formats))
-    if not (quantizes or is_timed):
-        return ()
-    try:
-        return calibration_batches(data, config)
-    except ConfigurationError:
-        if quantizes:
-            raise
-        return ()  # the report says that no form in 8 bits was timed
 
 
 def _run_of(checkpoint: Checkpoint) -> dict[str, Any]:

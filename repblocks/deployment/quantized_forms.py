@@ -8,9 +8,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from repblocks.data import ImageDataModule
 from repblocks.deployment.accuracy import Agreement, compare_predictions
-from repblocks.deployment.formats import Export, Format, quantizing_formats
+from repblocks.deployment.formats import (
+    AUTO,
+    Export,
+    Format,
+    check_formats,
+    quantizing_formats,
+)
 from repblocks.deployment.probing import excerpt, pictures, plain
+from repblocks.deployment.quantization import QuantizationConfig
+from repblocks.deployment.quantization.calibration import calibration_batches
 from repblocks.deployment.quantization.friendliness import (
     LayerFriendliness,
     measure_friendliness,
@@ -22,6 +31,35 @@ from repblocks.errors import ConfigurationError, RepblocksError, VerificationErr
 _REPORT_BATCH = 32
 Validation = Iterable[tuple[Tensor, Tensor]]
 Scores = list[list[float]]
+
+
+def calibration_for(
+    data: ImageDataModule | None,
+    config: QuantizationConfig,
+    formats: Sequence[str],
+    *,
+    latency: bool,
+) -> Sequence[Tensor]:
+    """Give the images that ranges are measured on; none if no form needs them.
+
+    Args:
+        data: Where they come from.
+        config: How many, and which.
+        formats: Names of those that are written.
+        latency: Whether forms are timed besides, where those in 8 bits need images too.
+
+    Raises:
+        ConfigurationError: if there are none, and a form was asked for by name.
+    """
+    quantizes = any(form.lossy for form in check_formats(formats))
+    if not (quantizes or latency or AUTO in formats):
+        return ()
+    try:
+        return calibration_batches(data, config)
+    except ConfigurationError:
+        if quantizes:
+            raise
+        return ()  # the report says that no form in 8 bits was timed
 
 
 def usable(calibration: Iterable[Tensor], example: Tensor) -> list[Tensor]:
@@ -63,13 +101,13 @@ def check_images(calibration: Sequence[Tensor], validation: Validation | None, n
     """
     if not sum(map(len, calibration)):
         raise ConfigurationError(
-            "A format that quantizes measures its ranges on images, and there are 0. Give the data "
-            "of the run, or leave that format out."
+            "A format that quantizes measures its ranges on images, and there are 0. Give images "
+            "with data.root=DIR, or leave that format out."
         )
     if validation is None:
         raise ConfigurationError(
-            f"A format that quantizes is judged by its accuracy, but {note}. Give the data of the "
-            "run, or leave that format out."
+            f"A format that quantizes is judged by its accuracy, but {note}. Give images with "
+            "data.root=DIR, or leave that format out."
         )
 
 

@@ -102,9 +102,12 @@ def _load_(model: nn.Module, path: str, classifier: str | tuple[str, ...]) -> No
     try:
         state = load_state_dict(path, weights_only=True)
     except Exception as error:  # a file of any content, and no code of it is run
+        why = str(error).rstrip(".") or "there is no such file"
+        if "weights_only" in why:  # it says how to run the code in the file
+            why = "it holds more than tensors, which could run code"
         raise CheckpointError(
-            f"weights cannot be read from {path}: {str(error) or 'there is no such file'}. Give "
-            "a state dict that torch.save or safetensors wrote."
+            f"weights cannot be read from {path}: {why}. Give a state dict that torch.save or "
+            "safetensors wrote."
         ) from error
     heads = (classifier,) if isinstance(classifier, str) else classifier
     own = model.state_dict()

@@ -4,15 +4,19 @@ import json
 import logging
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import repblocks
 from repblocks.cli import deploy
+from repblocks.predict import main
 
 #: The real thing at the least cost: one format, a network of a few layers.
 SMALL = ["model=timm", "model.name=resnet10t", "formats=[safetensors]"]
+FILES = ("report", "config")
 
 
 @pytest.fixture
@@ -76,6 +80,34 @@ def test_without_weights_it_says_so(command, tmp_path):
     assert after["macs"] < before["macs"]
 
 
+def pictures(folder):
+    """Write six images of each of three classes."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = random.integers(0, 256, (70, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+
+
+def test_images_judge_and_quantize_a_network(command, tmp_path):
+    pictures(tmp_path / "pictures")
+    code, printed, error = command(
+        *("model=timm", "model.name=resnet10t", "model.num_classes=3", "model.pretrained=false"),
+        *("formats=[safetensors,onnx_int8]", "quantization.largest_drop=100", "output=art"),
+        *("data.root=pictures", "data.image_size=64", "data.held_out=0.5"),
+    )
+    assert code == 0, printed + error
+    report, config = (json.loads((tmp_path / f"art/{n}.json").read_text()) for n in FILES)
+    assert report["agreement"]["num_images"] == 9
+    assert set(report["measured"]["quantized_scores"]) == {"onnx_int8"}
+    assert config["class_names"] == ["cat", "dog", "owl"]
+    assert config["preprocessing"]["input_size"] == [3, 64, 64]
+    known = timm.data.resolve_model_data_config(timm.create_model("resnet10t"))
+    assert config["preprocessing"]["crop_pct"] == known["crop_pct"]
+    assert main([str(tmp_path / "art"), str(tmp_path / "pictures/owl"), "--form", "onnx_int8"]) == 0
+
+
 @pytest.mark.usefixtures("saved")
 def test_explain_shows_the_plan_and_writes_nothing(command, tmp_path):
     code, printed, error = command(*SMALL, "model.weights=net.pth", "explain=true")
@@ -92,9 +124,17 @@ def test_explain_shows_the_plan_and_writes_nothing(command, tmp_path):
         (["model=timm", "model.name=resnet19"], "Unknown network of timm 'resnet19'. Did you me"),
         (["model=timm", "model.name=resnet18", "block=acc"], "Unknown block 'acc'."),
         ([*SMALL, "model.weights=none.pth"], "weights cannot be read from none.pth"),
-        ([*SMALL, "model.weights=code.pth"], "weights cannot be read from code.pth"),
+        ([*SMALL, "model.weights=code.pth"], "read from code.pth: it holds more than tensors"),
         ([*SMALL, "model.weights=other.pth"], "The weights of other.pth are not of this network"),
-        ([*SMALL, "ckpt_path=x.ckpt"], "ckpt_path, data and deploy_shortcut belong to a run"),
+        ([*SMALL, "ckpt_path=x.ckpt"], "ckpt_path and deploy_shortcut belong to a run"),
+        ([*SMALL, "data.image_size=64"], "give data.root=DIR, and options of it. Got data.image_s"),
+        ([*SMALL, "data.root=nowhere"], "nowhere"),
+        ([*SMALL, "data.root=nowhere", "data.imag_size=64"], "Did you mean data.image_size?"),
+        ([*SMALL, "data.root=pictures", "data.held_out=0.5"], "for each of the 1000 scores"),
+        (
+            ["model=timm", "model.name=resnet10t", "formats=[onnx_int8]"],
+            "images with data.root=DIR",
+        ),
         (["explain=true"], "explain=true shows what would be folded of model=..."),
         (["model=timn"], "Unknown model 'timn'. Did you mean 'timm'?"),
         (["model=repvgg_a0", "model.num_clases=3"], "Did you mean model.num_classes?"),
@@ -103,6 +143,7 @@ def test_explain_shows_the_plan_and_writes_nothing(command, tmp_path):
 def test_refusals(command, tmp_path, arguments, message):
     torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "other.pth")
     torch.save(_Code(tmp_path / "ran"), tmp_path / "code.pth")
+    pictures(tmp_path / "pictures")
     before = {path.name for path in tmp_path.iterdir()}
     code, printed, error = command(*arguments)
     assert code == 2

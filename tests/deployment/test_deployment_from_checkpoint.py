@@ -21,7 +21,7 @@ from deployment_nets import (
 )
 
 from repblocks.data import ImageDataModule
-from repblocks.deployment import from_checkpoint
+from repblocks.deployment import from_checkpoint, quantized_forms
 from repblocks.deployment.from_checkpoint import deploy_checkpoint
 from repblocks.deployment.load import load
 from repblocks.errors import CheckpointError, ConfigurationError, DataError
@@ -171,7 +171,7 @@ def test_images_to_quantize_with_are_drawn_where_a_form_needs_them(
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(from_checkpoint, "deploy", lambda *_, **options: given.update(options))
-    monkeypatch.setattr(from_checkpoint, "calibration_batches", lambda *_: [images(5)])
+    monkeypatch.setattr(quantized_forms, "calibration_batches", lambda *_: [images(5)])
     options: dict[str, Any] = {"formats": formats, "latency": latency}
     deploy_checkpoint(checkpoint, checkpoint.parent / "artifact", data=Data(), **options)
     assert sum(map(len, given["calibration"])) == drawn
@@ -179,7 +179,7 @@ def test_images_to_quantize_with_are_drawn_where_a_form_needs_them(
     def none(*_: Any) -> Any:
         raise ConfigurationError("no images")
 
-    monkeypatch.setattr(from_checkpoint, "calibration_batches", none)
+    monkeypatch.setattr(quantized_forms, "calibration_batches", none)
     if formats == ["onnx_int8"]:
         with pytest.raises(ConfigurationError, match="no images"):
             deploy_checkpoint(checkpoint, checkpoint.parent / "artifact", **options)

@@ -32,7 +32,8 @@ def calibration_batches(data: ImageDataModule | None, config: QuantizationConfig
     if data is None:
         raise ConfigurationError(
             "An INT8 form needs images to measure its ranges on, and no data was given. Deploy a "
-            "checkpoint of train.py, whose data is known, or leave the INT8 formats out."
+            "checkpoint of train.py, whose data is known, give images with data.root=DIR, or leave "
+            "the INT8 formats out."
         )
     images = _training_images(data)
     if not len(images):
