@@ -54,6 +54,11 @@ class Classifier:
     def __init__(self, folder: Path, form: str | None = None, *, trust: bool = False) -> None:
         check_files(folder, CONFIG_FILE)
         config = read_config(folder)
+        if "preprocessing" not in config:
+            raise ConfigurationError(
+                f"{folder} holds a folded ONNX file, which says nothing of images and their "
+                "preparation. Run its model.onnx in ONNX Runtime."
+            )
         self._preparation = preparation(config, folder / CONFIG_FILE)
         self._labels = labels_of(config, folder / CONFIG_FILE)
         self._run = _open(folder, form, trust)

@@ -115,6 +115,7 @@ def test_operators_that_nothing_here_runs(tmp_path):
         ([1, 3, 6, 6], "onnx_shape [1, 3, 6, 6] does not fit"),
         ([1, 4, 0, 6], "onnx_shape must hold positive integers, got [1, 4, 0, 6]"),
         ([1, 4, "6", 6], "onnx_shape must hold positive integers"),
+        ([1, 4, 10**5, 10**5], "40,000,000,000 values, where 268,435,456 are allowed"),
         ({"y": [1, 4, 6, 6]}, "onnx_shape names 'y', which is no input. Inputs: x."),
     ],
 )

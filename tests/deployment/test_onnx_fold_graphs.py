@@ -8,8 +8,9 @@ import torch
 from deployment.onnx_graphs import Graph, kinds, repvgg_unit
 from onnx import TensorProto, helper
 
+from repblocks.deployment.classifying import Classifier
 from repblocks.deployment.onnx_fold import fold_onnx, pipeline
-from repblocks.errors import VerificationError
+from repblocks.errors import ConfigurationError, VerificationError
 
 
 @pytest.fixture
@@ -38,6 +39,16 @@ def test_three_branches_become_one_convolution(folded, opset):
     assert len(folded.report.proofs) == 3
     opset_after = onnx.load(folded.path).opset_import[0].version
     assert opset_after == opset
+
+
+@pytest.mark.parametrize("name", ["training", "graph", "_graph", "code", "forward", "1x", "a/b"])
+def test_nodes_of_any_name(folded, name):
+    graph = Graph()
+    graph.output(repvgg_unit(graph, graph.input("N", 4, 6, 6), 4))
+    graph.nodes[0].name = name
+    assert folded(graph) == {"Conv": 1, "Relu": 1}
+    with pytest.raises(ConfigurationError, match="holds a folded ONNX file, which says nothing of"):
+        Classifier(folded.path.parent)
 
 
 @pytest.mark.parametrize("opset", [7, 9, 10, 11, 13])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import onnx
 import torch
@@ -16,6 +17,8 @@ Shapes = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 # Other sizes differ by a multiple of what any network halves its images to, each by another one.
 _STEP = 32
+#: Values of an example, which is made several times.
+_MOST_VALUES = 2**28
 _DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
@@ -124,6 +127,12 @@ def _spec(value: onnx.ValueInfoProto, given: Sequence[int] | None) -> Spec:
             f"Input {value.name!r} of the ONNX graph has free sizes: [{shown}]. Give those to fold "
             "it at with onnx_shape, for example onnx_shape=[1,3,224,224]; the written file keeps "
             "them free."
+        )
+    if (values := prod(size or 1 for size in sizes)) > _MOST_VALUES:
+        raise ConfigurationError(
+            f"Input {value.name!r} of the ONNX graph is to be {list(sizes)}: {values:,} values, "
+            f"where {_MOST_VALUES:,} are allowed. Give smaller sizes with onnx_shape if the file "
+            "leaves them free."
         )
     free = tuple(axis for axis, size in enumerate(dims) if size is None)
     return Spec(value.name, sizes, _DTYPES[tensor.elem_type], free)

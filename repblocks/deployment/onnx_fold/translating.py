@@ -33,6 +33,8 @@ from repblocks.errors import ConfigurationError, NotFoldable
 
 #: What a report names if it is not looked into.
 _LAYERS = {"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul"}
+#: Names that a module has for itself.
+_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 _QUANTIZING = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
@@ -270,5 +272,4 @@ class _Translator:
         stem = re.sub(r"\W+", "_", node.name or node.output[0]).strip("_") or node.op_type
         stem = f"n{stem}" if stem[0].isdigit() else stem
         names = chain([stem], (f"{stem}_{number}" for number in count(1)))
-        taken = dir(fx.GraphModule)
-        return next(n for n in names if n not in taken and n not in self._root._modules)
+        return next(n for n in names if n not in _TAKEN and n not in self._root._modules)
