@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repblocks.deployment.artifact import REPORT_FILE
 from repblocks.deployment.formats import Format, get_format, list_formats
+from repblocks.deployment.formats._pixels import on_pixels
 from repblocks.deployment.load import CONFIG_FILE, WEIGHTS_FILE, is_rebuildable, read_config
 from repblocks.deployment.manifest import (
     MANIFEST_FILE,
@@ -144,7 +145,8 @@ class _Comparison:
         self, folder: Path, size: Sequence[int], report: _Report, num_classes: int | None
     ) -> None:
         self.folder, self.report, self.num_classes = folder, report, num_classes
-        self.images, self.pictures = probes(size), pictures(size)
+        self.images = [_as_pixels(batch, folder) for batch in probes(size)]
+        self.pictures = pictures(size)
         self.reference: tuple[str, Tensor, float] | None = None
 
     def check(self, form: Format, trust: bool) -> Check:
@@ -176,6 +178,14 @@ class _Comparison:
         allowed += self.report.tolerances.get(name, 0.0)
         check = _judged(form, scores, expected, name, scale, allowed)
         return replace(check, note=check.note + _LOOSE * form.lossy)
+
+
+def _as_pixels(images: Tensor, folder: Path) -> Tensor:
+    """Give images that a form which takes pixels can be given, if any form can take them."""
+    try:
+        return on_pixels(images, folder)
+    except ConfigurationError:
+        return images
 
 
 def _judged(

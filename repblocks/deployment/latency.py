@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from statistics import median, quantiles
 
@@ -168,7 +169,8 @@ def _opened(
     for contender in contenders:
         try:
             run = contender.open(threads)
-            is_same = reference.compare_output(run(*reference.inputs)).passed
+            scores = run(contender.given(reference.inputs[0]))
+            is_same = reference.compare_output(scores).passed
         except Exception as error:  # noqa: BLE001 - runtimes and compilers have errors of their own
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             notes.append(f"{contender.form} in {contender.runtime} was not timed: {why}")
@@ -185,7 +187,8 @@ def _timed(
     quantized: Mapping[str, bool],
 ) -> list[Timing]:
     calls = {
-        str(number): (lambda run=run: run(images)) for number, (_, run, _) in enumerate(opened)
+        str(number): partial(run, contender.given(images))
+        for number, (contender, run, _) in enumerate(opened)
     }
     timings = [
         Timing(

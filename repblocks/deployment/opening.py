@@ -71,8 +71,9 @@ def open_form(folder: Path, form: Format, *, trust: bool = False) -> Opened:
     """
     if form.executable and not trust:
         raise ConfigurationError(
-            f"{folder / form.file} holds code, which runs when it is opened. Open it with "
-            "trust=true if you trust whoever wrote it, or take another form."
+            f"{folder / form.file} holds code, which runs when it is opened. If you "
+            "trust whoever wrote it, give trust=true (repblocks-predict: --trust); otherwise take "
+            "another form."
         )
     check_files(folder, CONFIG_FILE, form=form)
     if form.file == WEIGHTS_FILE and not is_rebuildable(folder):
@@ -85,9 +86,10 @@ def open_form(folder: Path, form: Format, *, trust: bool = False) -> Opened:
     except RepblocksError:
         raise
     except ImportError as error:
+        wanted = f'"repblocks[{form.extra}]"' if form.extra else error.name
         raise ConfigurationError(
             f"{form.file} needs the package {error.name}, which is not installed. "
-            f"{_installing(form)}"
+            f"Install it with: pip install {wanted}."
         ) from error
     except Exception as error:  # runtimes raise classes of their own
         raise CheckpointError(
@@ -117,7 +119,3 @@ def open_best(folder: Path, *, trust: bool = False) -> Opened:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _installing(form: Format) -> str:
-    return f'Install it with: pip install "repblocks[{form.extra or form.name}]".'

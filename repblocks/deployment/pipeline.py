@@ -24,6 +24,7 @@ from repblocks.deployment.formats import (
     get_format,
     quantizing_formats,
 )
+from repblocks.deployment.formats._pixels import on_pixels
 from repblocks.deployment.latency import Latency, measure_forms
 from repblocks.deployment.layer_errors import compare_layers
 from repblocks.deployment.load import FORMAT_VERSION
@@ -200,7 +201,7 @@ def _time(
     before: nn.Module, export: Export, formats: Sequence[Format], quantized: Quantized
 ) -> Latency:
     """Time each form in each runtime; those that quantize count as verified by their accuracy."""
-    images = export.example
+    images = on_pixels(export.example, export.folder) if export.onnx.pixels else export.example
     found = measure_forms(
         all_contenders(before, export.model, formats, export.folder),
         Reference(before, images, torch.float32),
@@ -233,7 +234,7 @@ def _check_labels(description: Mapping[str, Any]) -> None:
     if names and len(names) != expected:
         raise ConfigurationError(
             f"class_names must hold one name for each of the {expected} scores of the network, got "
-            f"{len(names)}."
+            f"{len(names)}. Take images of the classes that it was trained on."
         )
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from repblocks.deployment.formats import Format, Run
-from repblocks.errors import ConfigurationError
+from repblocks.deployment.formats._session import open_session
+from repblocks.deployment.formats.onnx import given_to
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -28,11 +29,13 @@ class Contender:
         runtime: What runs it.
         open: Given a number of threads, gives what runs images. It counts for torch, too, whose
             threads are those of the process.
+        given: Gives what it takes from normalised images, which is not timed.
     """
 
     form: str
     runtime: str
     open: Callable[[int], Run]
+    given: Run = lambda images: images
 
 
 @contextmanager
@@ -76,13 +79,15 @@ def file_contender(form: Format, folder: Path, model: nn.Module) -> Contender:
         model: The network that was written.
     """
     path = folder / form.file
-    runtimes: dict[str, tuple[str, Callable[[Path, int], Run]]] = {
-        ".onnx": ("ONNX Runtime", open_onnx),
-        ".xml": ("OpenVINO", open_openvino),
-    }
-    if path.suffix in runtimes:
-        runtime, opened = runtimes[path.suffix]
-        return Contender(form.name, runtime, lambda threads: opened(path, threads))
+    if path.suffix == ".onnx":
+        return Contender(
+            form.name,
+            "ONNX Runtime",
+            lambda threads: open_onnx(path, threads),
+            given_to(open_session(path), folder),
+        )
+    if path.suffix == ".xml":
+        return Contender(form.name, "OpenVINO", lambda threads: open_openvino(path, threads))
     return Contender(form.name, "its loader", lambda _threads: form.read(folder, model))
 
 
@@ -90,9 +95,6 @@ def open_onnx(path: Path, threads: int) -> Run:
     """Open an ONNX file in ONNX Runtime on the CPU.
 
     Threads that wait do not spin: they would take the time of what is measured in turn.
-
-    Raises:
-        ConfigurationError: if it takes something else than float images.
     """
     import onnxruntime
 
@@ -102,12 +104,10 @@ def open_onnx(path: Path, threads: int) -> Run:
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    image = session.get_inputs()[0]
-    if image.type != "tensor(float)":
-        raise ConfigurationError(f"{path.name} takes {image.type}, not normalised images.")
+    name = session.get_inputs()[0].name
 
     def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {image.name: x.numpy()})[0])
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
     return run
 

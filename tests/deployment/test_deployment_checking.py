@@ -13,6 +13,7 @@ import torch
 from deployment_nets import DESCRIPTION, PREPROCESSING, images, trained_net
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_deployment_pipeline import deploy_again
 from torch import nn
 
 from repblocks.deployment import checking
@@ -20,6 +21,7 @@ from repblocks.deployment.checking import check_artifact
 from repblocks.deployment.classifying import Classifier
 from repblocks.deployment.formats import get_format
 from repblocks.deployment.manifest import describe_files, read_manifest
+from repblocks.deployment.onnx_options import OnnxOptions
 from repblocks.deployment.pipeline import deploy
 from repblocks.deployment.report import DeploymentReport
 from repblocks.errors import CheckpointError
@@ -48,6 +50,11 @@ def change_json(path: Path, **changes: Any) -> None:
 
 def checks(folder: Path) -> dict[str, tuple[str, str]]:
     return {one.name: (one.status, one.note) for one in check_artifact(folder)}
+
+
+def test_a_form_that_takes_pixels_passes(tmp_path: Path) -> None:
+    deploy_again(tmp_path / "a", formats=["safetensors", "onnx"], onnx=OnnxOptions(pixels=True))
+    assert {status for status, _ in checks(tmp_path / "a").values()} == {"passed"}
 
 
 def test_a_copy_passes(folder: Path) -> None:

@@ -174,6 +174,15 @@ def test_openvino_gives_the_function(deployed: Deployed) -> None:
     torch.testing.assert_close(first, trained_net()(images(1)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_form_that_takes_pixels_is_timed_on_them(tmp_path: Path) -> None:
+    options = OnnxOptions(pixels=True)
+    report = deploy_again(tmp_path / "a", formats=["onnx"], onnx=options, latency=True)
+    found = report.measured["latency"]
+    timed = [one for one in found["timings"] if one["runtime"] == "ONNX Runtime"]
+    assert {one["verified"] for one in timed} == {True}
+    assert not any("onnx" in note for note in found["notes"])
+
+
 def test_runtimes_go_by_the_file() -> None:
     form = replace(get_format("onnx"), name="some_int8", file="model_int8.xml", lossy=True)
     found = file_contender(form, Path("nowhere"), trained_net())

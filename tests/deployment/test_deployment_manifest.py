@@ -262,7 +262,7 @@ def test_forms_with_code_are_marked_and_opened_only_with_trust(
     output = tmp_path / "artifact"
     deploy(model, folded, output=output, description=DESCRIPTION, example_input=images())
     assert read_manifest(output)["model.safetensors"].executable
-    message = "model.safetensors holds code, which runs when it is opened. Open it with trust=true"
+    message = "model.safetensors holds code, which runs when it is opened. If you trust"
     with pytest.raises(ConfigurationError, match=message):
         open_form(output, code)
     with pytest.raises(ConfigurationError, match=f"no form that can be run here. .*{message}"):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from deployment.onnx_graphs import Graph, repvgg_unit
-from deployment.test_report_page import Page, opened
+from deployment.test_report_page import Page, as_written, in_a_browser
 
 from repblocks.deployment.onnx_fold import fold_onnx
 
@@ -27,25 +27,26 @@ def folder(tmp_path_factory):
     return folder / "out"
 
 
-def test_a_browser_finds_the_figures(folder):
-    for text in opened(folder / "report.html"):
-        page = Page(text)
-        assert [a["id"] for _, tag, a in page.found if tag == "section"] == [
-            *("network", "block", "proof", "folded", "nodes", "files"),
-        ]
-        assert page.count("network", "figure", **{"class": "network"}) == 2
-        assert page.count("network", "svg", role="img") >= 2
-        assert page.count("block", "svg", role="img") == 2
-        assert page.count("proof", "svg", role="img") == 1
-        for words in (
-            *("folded: Folded (2)", "folded: Not looked into (1)", "folded: <b>gemm"),
-            *("folded: What it adds is not one number a channel.", "files: model.onnx"),
-            *("nodes: BatchNormalization", "nodes: multiply-adds", "block: training form"),
-        ):
-            assert page.texts[words] >= 1, words
-        assert page.count("folded", "b") == page.count("", "i") == 0
-        assert not {"script", "link", "img", "iframe"} & {tag for _, tag, _ in page.found}
-        assert not re.search(r"url\(|@import|https?:", text)
+@pytest.mark.parametrize("opened", [as_written, in_a_browser])
+def test_the_figures_are_found(folder, opened):
+    text = opened(folder / "report.html")
+    page = Page(text)
+    assert [a["id"] for _, tag, a in page.found if tag == "section"] == [
+        *("network", "block", "proof", "folded", "nodes", "files"),
+    ]
+    assert page.count("network", "figure", **{"class": "network"}) == 2
+    assert page.count("network", "svg", role="img") >= 2
+    assert page.count("block", "svg", role="img") == 2
+    assert page.count("proof", "svg", role="img") == 1
+    for words in (
+        *("folded: Folded (2)", "folded: Not looked into (1)", "folded: <b>gemm"),
+        *("folded: What it adds is not one number a channel.", "files: model.onnx"),
+        *("nodes: BatchNormalization", "nodes: multiply-adds", "block: training form"),
+    ):
+        assert page.texts[words] >= 1, words
+    assert page.count("folded", "b") == page.count("", "i") == 0
+    assert not {"script", "link", "img", "iframe"} & {tag for _, tag, _ in page.found}
+    assert not re.search(r"url\(|@import|https?:", text)
 
 
 def test_each_fold_has_its_error(folder):
@@ -70,8 +71,7 @@ def test_a_region_of_a_long_graph_is_opened(tmp_path):
         x = repvgg_unit(graph, x, 4)
     graph.output(graph.add("Flatten", graph.add("GlobalAveragePool", x)), rank=2)
     fold_onnx(graph.save(tmp_path / "a.onnx"), tmp_path / "out", {"x": [2, 4, 6, 6]})
-    (text, *_) = opened(tmp_path / "out/report.html")
-    page = Page(text)
+    page = Page(as_written(tmp_path / "out/report.html"))
     assert page.count("block", "svg", role="img") == 2
     assert page.texts["block: training form"] == page.texts["block: 7 steps"] == 1
     assert page.texts["block: deployed form"] == page.texts["block: 1 steps"] == 1

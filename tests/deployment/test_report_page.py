@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
 import torch
 from deployment_nets import batches, images, trained_net
 from test_deployment_pipeline import deploy_again
@@ -75,35 +77,49 @@ def without_measured(text: str) -> str:
     return re.sub(r'<section id="latency">.*?</section>', "", text, flags=re.DOTALL)
 
 
-def opened(path: Path) -> list[str]:
-    """Give the page as it is written, and as a browser has it, if one is here."""
-    texts = [path.read_text(encoding="utf-8")]
+def as_written(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def in_a_browser(path: Path, *options: str) -> str:
+    """Give a page as a browser has it."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        done = subprocess.run(
-            [browser, *options, path.as_uri()], capture_output=True, text=True, check=True
-        )
-        texts.append(done.stdout)
-    return texts
+    if browser is None:
+        pytest.skip("There is no browser here: install chromium.")
+    usual = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command = [browser, *usual, *options, path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_browser_finds_the_figures(deployed: Deployed) -> None:
-    for text in opened(deployed[0] / "report.html"):
-        page = Page(text)
-        assert [a["id"] for _, tag, a in page.found if tag == "section"] == [
-            *("network", "block", "proof", "folded", "latency", "files"),
-        ]
-        # Two units and the head, in both forms; the pooling between them is a function.
-        assert page.count("network", "svg", role="img") == 8
-        assert page.count("block", "svg", role="img") == 2
-        assert page.count("proof", "svg", role="img") == 1
-        assert page.count("latency", "rect") == 2
-        assert all(
-            a.get("aria-label") for _, t, a in page.found if (t, a.get("role")) == ("svg", "img")
-        )
-        for words in ("proof: onnx", "folded: body.0", "files: model.pt2", "block: training form"):
-            assert page.texts[words] == 1, words
+@pytest.mark.parametrize("opened", [as_written, in_a_browser])
+def test_the_figures_are_found(deployed: Deployed, opened: Callable[[Path], str]) -> None:
+    page = Page(opened(deployed[0] / "report.html"))
+    assert [a["id"] for _, tag, a in page.found if tag == "section"] == [
+        *("network", "block", "proof", "folded", "latency", "files"),
+    ]
+    # Two units and the head, in both forms; the pooling between them is a function.
+    assert page.count("network", "svg", role="img") == 8
+    assert page.count("block", "svg", role="img") == 2
+    assert page.count("proof", "svg", role="img") == 1
+    assert page.count("latency", "rect") == 2
+    assert all(
+        a.get("aria-label") for _, t, a in page.found if (t, a.get("role")) == ("svg", "img")
+    )
+    for words in ("proof: onnx", "folded: body.0", "files: model.pt2", "block: training form"):
+        assert page.texts[words] == 1, words
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_is_no_wider_than_a_window(deployed: Deployed, tmp_path: Path, width: int) -> None:
+    found = "this.contentDocument.documentElement.scrollWidth"
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe width="{width}" height="800" src="{(deployed[0] / "report.html").as_uri()}"'
+        f' onload="this.title = {found}"></iframe>'
+    )
+    shown = in_a_browser(frame, "--allow-file-access-from-files", "--window-size=1300,900")
+    (seen,) = re.findall(r'title="(\d+)"', shown)
+    assert width - 30 < int(seen) <= width
 
 
 def test_the_block_is_drawn_with_its_branches(deployed: Deployed) -> None:

@@ -38,6 +38,17 @@ class Normalise(nn.Module):
         return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def on_pixels(images: Tensor, folder: Path) -> Tensor:
+    """Give the images ``(N, C, H, W)`` of the pixels that are nearest to normalised images.
+
+    Raises:
+        ConfigurationError: if the artifact's ``config.json`` records no normalisation.
+    """
+    normalise = normalisation(folder, images.shape[1])
+    normalised: Tensor = normalise(normalise.pixels(images))
+    return normalised
+
+
 def normalisation(folder: Path, channels: int) -> Normalise:
     """Build the normalisation that the artifact's ``config.json`` records.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from repblocks.deployment.formats._pixels import Normalise, normalisation
+from repblocks.deployment.formats._pixels import normalisation, on_pixels
 from repblocks.deployment.formats._program import export_program, silence
 from repblocks.deployment.formats._registry import Export, Format, Run, register_format
 from repblocks.deployment.formats._session import callable_of, open_session
@@ -29,7 +30,7 @@ def write(export: Export) -> None:
     model, example = export.model, export.example
     axes = {0: "batch"}
     if export.onnx.pixels:
-        normalise = _normalisation(export)
+        normalise = normalisation(export.folder, example.shape[1])
         model, example = nn.Sequential(normalise, model).eval(), normalise.pixels(example)
     if export.onnx.dynamic_size:
         axes |= {1: "height", 2: "width"} if export.onnx.pixels else {2: "height", 3: "width"}
@@ -55,11 +56,16 @@ def write(export: Export) -> None:
 def read(folder: Path, _model: nn.Module) -> Run:
     """Open the file in ONNX Runtime on the CPU; one that takes pixels is given those of images."""
     session = open_session(folder / FILE)
-    run, taken = callable_of(session), session.get_inputs()[0]
+    run, given = callable_of(session), given_to(session, folder)
+    return lambda x: run(given(x.cpu()))
+
+
+def given_to(session: Any, folder: Path) -> Run:
+    """Tell what a session is given for normalised images: themselves, or their pixels."""
+    taken = session.get_inputs()[0]
     if taken.type != "tensor(uint8)":
-        return run
-    normalise = normalisation(folder, taken.shape[3])
-    return lambda x: run(normalise.pixels(x.cpu()))
+        return lambda images: images
+    return normalisation(folder, taken.shape[3]).pixels
 
 
 def inputs(export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -67,13 +73,8 @@ def inputs(export: Export, batches: Sequence[Tensor]) -> Sequence[Tensor]:
     if export.onnx.dynamic_size:
         batches = [*batches, _resized(batches[0])]
     if export.onnx.pixels:
-        normalise = _normalisation(export)
-        batches = [normalise(normalise.pixels(batch)) for batch in batches]
+        batches = [on_pixels(batch, export.folder) for batch in batches]
     return batches
-
-
-def _normalisation(export: Export) -> Normalise:
-    return normalisation(export.folder, export.example.shape[1])
 
 
 def _resized(images: Tensor) -> Tensor:

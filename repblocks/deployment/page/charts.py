@@ -11,6 +11,8 @@ from repblocks.deployment.page.svg import Row, scrolling, tag
 
 _HEIGHT, _TOP, _BOTTOM = 260.0, 14.0, 24.0
 _LEFT, _RIGHT = 12.0, 98.0
+#: Characters of a name under a plot: two of them are narrower than a phone.
+_LONGEST = 20
 
 Series = tuple[str, str, Sequence[float]]
 
@@ -42,10 +44,9 @@ def log_plot(name: str, places: Sequence[str], series: Sequence[Series]) -> str:
             for place, value, (x, y) in zip(places, values, points, strict=True)
         ]
     ends = [(_LEFT, "start", places[0]), (_RIGHT, "end", places[-1])][: len(places)]
-    parts += [
-        tag("text", escape(text), x=f"{x}%", y=_HEIGHT - 6, text_anchor=anchor, class_="axis")
-        for x, anchor, text in ends
-    ]
+    for x, anchor, text in ends:
+        where = {"x": f"{x}%", "y": _HEIGHT - 6, "text_anchor": anchor}
+        parts.append(tag("text", escape(_short(text)), class_="axis", **where))
     plot = tag(
         "svg",
         tag("title", escape(name)) + "".join(parts),
@@ -105,6 +106,11 @@ def _height_of(power: float, low: int, high: int) -> float:
 def _segment(start: tuple[float, float], end: tuple[float, float], kind: str) -> str:
     (x1, y1), (x2, y2) = start, end
     return tag("line", x1=f"{x1:.2f}%", y1=y1, x2=f"{x2:.2f}%", y2=y2, class_=kind)
+
+
+def _short(name: str) -> str:
+    """Keep the end of a long name, which tells more than its beginning."""
+    return name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}"
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
