@@ -12,9 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -159,8 +161,13 @@ def convolves(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> bool:
 
 def is_plain(x: Tensor) -> bool:
     """Tell whether the memory of a tensor is all of it, and what is done with it unobserved."""
-    is_batched = torch._C._functorch.is_legacy_batchedtensor  # there is no public way to ask
     return type(x) in (Tensor, Parameter) and not is_batched(x) and not is_in_torch_dispatch_mode()
+
+
+def is_batched(x: Tensor | None) -> bool:
+    """Tell whether a gradient stands for many, as ``is_grads_batched=True`` has it."""
+    # There is no public way to ask.
+    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def _kernels_for(x: Tensor, axes: Sequence[Axis]) -> Any | None:
@@ -185,16 +192,18 @@ def _convolutions_for(x: Tensor, weight: Tensor, axes: Sequence[Axis]) -> Any | 
 @cache
 def _kernels() -> Any | None:
     try:
+        _forget_older()
         from repblocks.execution import (
             compiled_convolutions,
             compiled_lags,
             compiled_phases,
             compiled_rows,
         )
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # no numba, or nowhere to write its cache
         _log.info(
             "Depthwise blocks are merged by torch alone, which is slower: %s. "
-            "pip install repblocks[kernels] brings compiled kernels.",
+            "pip install repblocks[kernels] brings compiled kernels; NUMBA_CACHE_DIR names a "
+            "folder that they can be kept in.",
             error,
         )
         return None
@@ -204,6 +213,19 @@ def _kernels() -> Any | None:
         phases=compiled_phases,
         rows=compiled_rows,
     )
+
+
+def _forget_older() -> None:
+    """Remove what was compiled beside the sources before one of them changed.
+
+    numba looks at the file of each kernel, and not at those of the loops that it is made of.
+    """
+    folder = Path(__file__).parent
+    changed = max(source.stat().st_mtime for source in folder.glob("compiled_*.py"))
+    for known in folder.glob("__pycache__/compiled_*.nb[ic]"):
+        with suppress(OSError):  # another process removes it as well, or nobody may
+            if known.stat().st_mtime < changed:
+                known.unlink()
 
 
 def _has_lags(axes: Sequence[Axis]) -> bool:

@@ -95,6 +95,8 @@ def convolve(
     """
     if all(axis.size == 1 for axis in axes):
         x, axes = sampled(x, axes), [Axis()] * len(axes)
+        if groups == 1 and _multiplies(x):
+            return _multiplied(x, weight.to(x.dtype), bias)
     x, padding = _evenly_padded(x, axes)
     return CONV_FUNCTIONS[len(axes)](
         x,
@@ -111,6 +113,8 @@ def gradient_of_input(
     g: Tensor, x: Tensor, weight: Tensor, axes: Sequence[Axis], groups: int
 ) -> Tensor:
     """Return the gradient of the input of :func:`convolve`, differentiable if autograd is on."""
+    if groups == 1 and all(axis == Axis() for axis in axes) and _multiplies(g):
+        return _multiplied(g, weight.transpose(0, 1), None)
     if not torch.is_grad_enabled():
         found = compiled.convolution_gradient(g, x, weight, axes)
         if found is not None:
@@ -127,6 +131,27 @@ def gradient_of_weight(
     even, padding = _evenly_padded(x, axes)
     weight = x.new_empty(g.shape[1], x.shape[1] // groups, *sizes)
     return _backward(g, even, weight, axes, padding, groups, (False, True, False))[1]
+
+
+def _multiplies(x: Tensor) -> bool:
+    """Tell whether a product of matrices is a faster pointwise map of a ``(N, C, *spatial)``.
+
+    On a CPU the libraries of torch rearrange a contiguous input and output of a convolution, which
+    counts beside few channels.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.is_contiguous():
+        return False
+    is_large = x.shape[2:].numel() >= 2 * x.shape[1]
+    return is_large and x.dtype in (torch.float32, torch.float64) and convolved_dtype(x) == x.dtype
+
+
+def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    matrices = weight.flatten(1).expand(len(x), -1, -1)
+    if bias is None:
+        y = matrices @ x.flatten(2)
+    else:
+        y = torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), matrices, x.flatten(2))
+    return y.view(*y.shape[:2], *x.shape[2:])
 
 
 def _backward(

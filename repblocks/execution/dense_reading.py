@@ -9,14 +9,14 @@ from math import prod
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from repblocks.algebra.axis import Axis, common_axis
+from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Conv
 from repblocks.branches import AveragePool, BatchNormPad, Sum
-from repblocks.errors import NotFoldable
 from repblocks.execution.reading import (
     MOST_TAPS,
     branches_of,
     composed,
+    holding,
     is_plain,
     steps_of,
     until_norm,
@@ -105,7 +105,7 @@ def split_dense(tree: nn.Module, ndim: int) -> DenseSplit | None:
         return None
     read = [(branch, read_dense(branch, ndim)) for branch in branches_of(tree)]
     known = tuple(found for _, found in read if found is not None)
-    axes, groups = _common_axes(known), _groups(known)
+    axes, groups = holding([branch.axes for branch in known]), _groups(known)
     centre = None if axes is None else _centre(axes)
     if axes is None or groups is None or centre is None or not _saves_kernels(known, axes):
         return None
@@ -145,10 +145,3 @@ def _is_depthwise(branch: DenseBranch) -> bool:
     if branch.inner is not None or not isinstance(outer, Conv):
         return branch.inner is None
     return outer.in_channels == outer.out_channels == outer.groups
-
-
-def _common_axes(branches: Sequence[DenseBranch]) -> tuple[Axis, ...] | None:
-    try:
-        return tuple(map(common_axis, zip(*(branch.axes for branch in branches), strict=True)))
-    except NotFoldable:
-        return None

@@ -75,7 +75,7 @@ def execute(
 
 def _chosen(branches: nn.Module, x: Tensor) -> str:
     """Return what ``"auto"`` is before the branches are looked at closely."""
-    if torch.compiler.is_compiling():  # nothing was measured
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):  # nothing was measured
         return "branchwise"
     # A norm at the end may be that of the sum.
     last = branches[-1] if isinstance(branches, nn.Sequential) and len(branches) else None

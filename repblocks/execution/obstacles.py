@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from repblocks.algebra.kernel import Conv
@@ -25,6 +26,8 @@ def of(branches: nn.Module, x: Tensor) -> str | None:
         branches: The tree of the block.
         x: Its input.
     """
+    if not isinstance(x, Tensor):
+        return "the input stands for tensors, as in a symbolic trace"
     # What parametrizes a weight is part of it.
     named = branches.named_modules(remove_duplicate=False)
     modules = [module for path, module in named if "parametrizations" not in path]
@@ -37,9 +40,8 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
         return "the input is on the meta device"
     if not x.numel() and process_group(norms) is None:
         return "the input is empty"
-    # There is no public way to ask.
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "a transform of torch.func is at work"
+    if not torch.compiler.is_compiling() and _is_transformed():
+        return "a transform of torch.func, or a forward derivative, is at work"
     if len({*map(id, norms)}) < len(norms):
         return "two branches share a BatchNorm"
     if any(len(conv.kernel_size) != x.ndim - 2 for conv in _on_image(modules)):
@@ -48,6 +50,12 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
     if not dtypes <= {convolved_dtype(x)}:
         return "a weight has another dtype than the input"
     return None
+
+
+def _is_transformed() -> bool:
+    """Tell whether derivatives go with values, or many values with one."""
+    # There is no public way to ask.
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _on_image(modules: Sequence[nn.Module]) -> Iterator[Conv]:

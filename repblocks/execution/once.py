@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from repblocks.errors import RepblocksError
+from repblocks.execution.compiled import is_batched
 
 
 def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
@@ -26,6 +27,11 @@ def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, .
 
     @wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if any(map(is_batched, gradients)):
+            raise RepblocksError(
+                "The merged execution of a block takes one gradient at a time, not a batch; set "
+                'execution="branchwise" for is_grads_batched=True and vectorized Jacobians.'
+            )
         saved = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(saved[0].device.type, enabled=False):
             found = backward(ctx, saved, *gradients)

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 from repblocks.algebra.axis import Axis
-from repblocks.algebra.special import CONV_FUNCTIONS
 from repblocks.execution import channels_on_gpu
-from repblocks.execution.convolving import channel_sums, shifted, summable, sums_wide, wide
+from repblocks.execution.convolving import (
+    channel_sums,
+    convolve,
+    shifted,
+    summable,
+    sums_wide,
+    wide,
+)
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,10 @@ class Channels:
         bias = of_mean / self.count(x)
         if sums_wide(x):  # a bias would be rounded beside what it cancels
             read = shifted(x, -mean.flatten())
-            own = CONV_FUNCTIONS[self.ndim](read, kernel.to(x.dtype), groups=self.groups)
+            own = convolve(read, kernel, None, self.axes, self.groups)
             return shifted(own, bias.flatten(), of_x)
         bias -= (weight @ mean.unsqueeze(2)).squeeze(2)
-        own = CONV_FUNCTIONS[self.ndim](wide(x), kernel, bias.flatten(), groups=self.groups)
+        own = convolve(wide(x), kernel, bias.flatten(), self.axes, self.groups)
         return own.add_(of_x)
 
     def product(self, g: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

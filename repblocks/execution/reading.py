@@ -160,7 +160,10 @@ class _State:
     def is_that_of(self, tree: nn.Module) -> bool:
         """Tell whether a tree is as the one that was given."""
         modules = [*tree.modules()]
-        return modules[1:] == self._below and self._settings_of(modules) == self._settings
+        try:
+            return modules[1:] == self._below and self._settings_of(modules) == self._settings
+        except KeyError:  # a setting is gone
+            return False
 
     def _settings_of(self, modules: Sequence[nn.Module]) -> list[Any]:
         set_to = [of(vars(module)) for of, module in zip(self._names, modules, strict=True)]
@@ -228,7 +231,12 @@ def common_axes(branches: Sequence[NormedConv]) -> tuple[Axis, ...] | None:
     """Return the axes that hold the taps of all branches, if they read in the same groups."""
     if len({branch.conv.groups for branch in branches if isinstance(branch.conv, Conv)}) > 1:
         return None
+    return holding([branch.axes for branch in branches])
+
+
+def holding(each: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...] | None:
+    """Return the axes that hold the taps of several, or None if there are none."""
     try:
-        return tuple(map(common_axis, zip(*(branch.axes for branch in branches), strict=True)))
+        return tuple(map(common_axis, zip(*each, strict=True)))
     except NotFoldable:
         return None

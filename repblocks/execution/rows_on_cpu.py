@@ -72,7 +72,9 @@ def merged(
     """Return the kernel ``(G, R, D)``, the shift ``(O,)``, and scales and inverses ``(N, O)``."""
     scales, inverses = scales_of(spread, factors, epsilon)
     kernel = torch.empty_like(rows[:, 0])
-    shift = torch.stack(list(biases)).sum(0) if biases else torch.zeros_like(means[0])
+    shift = torch.zeros_like(means[0])
+    for bias in biases:  # perhaps of lower precision
+        shift += bias
     compiled.run_rows("merged", (rows, means, scales), (), (kernel, shift))
     return kernel, shift, scales, inverses
 
