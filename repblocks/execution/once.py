@@ -27,7 +27,7 @@ def once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, .
 
     @wraps(backward)
     def run(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        if any(map(is_batched, gradients)):
+        if not torch.compiler.is_compiling() and any(map(is_batched, gradients)):
             raise RepblocksError(
                 "The merged execution of a block takes one gradient at a time, not a batch; set "
                 'execution="branchwise" for is_grads_batched=True and vectorized Jacobians.'
