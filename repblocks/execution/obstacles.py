@@ -40,8 +40,9 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
         return "the input is on the meta device"
     if not x.numel() and process_group(norms) is None:
         return "the input is empty"
-    if not torch.compiler.is_compiling() and _is_transformed():
-        return "a transform of torch.func, or a forward derivative, is at work"
+    # There is no public way to ask.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
     if len({*map(id, norms)}) < len(norms):
         return "two branches share a BatchNorm"
     if any(len(conv.kernel_size) != x.ndim - 2 for conv in _on_image(modules)):
@@ -50,12 +51,6 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
     if not dtypes <= {convolved_dtype(x)}:
         return "a weight has another dtype than the input"
     return None
-
-
-def _is_transformed() -> bool:
-    """Tell whether derivatives go with values, or many values with one."""
-    # There is no public way to ask.
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _on_image(modules: Sequence[nn.Module]) -> Iterator[Conv]:
@@ -91,6 +86,8 @@ def _of_module(module: nn.Module) -> str | None:
 
 def of_norms(norms: Sequence[BatchNorm]) -> str | None:
     """Return what forbids to normalise by the moments of a batch, or None."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return "a forward derivative is taken"
     if not all(norm.training for norm in norms):
         return "some BatchNorms are frozen and some are not"
     if any(norm.momentum is None or not _tracks(norm) for norm in norms):

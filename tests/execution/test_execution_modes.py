@@ -43,7 +43,7 @@ def test_forward_derivatives_are_those_of_the_branches(case):
         with forward_ad.dual_level():
             return forward_ad.unpack_dual(block(forward_ad.make_dual(x, along))).tangent
 
-    with pytest.warns(UserWarning, match="runs branchwise here: .* a forward derivative"):
+    with pytest.warns(UserWarning, match="runs branchwise here: a forward derivative is taken"):
         found = derivative()
     block.execution = "branchwise"
     assert torch.equal(found, derivative())
