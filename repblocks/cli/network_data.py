@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from repblocks.cli.recorded_data import build_recorded_data
+from repblocks.cli.recorded_data import build_recorded_data, target_of
 from repblocks.data import ImageDataModule
 from repblocks.data.image_folder import ImageFolderDataModule
 from repblocks.errors import ConfigurationError
@@ -43,5 +43,5 @@ def network_data(
             f"gives square ones with the crop mode {own}. Leave data out."
         )
     known = {key: preprocessing[key] for key in _KEYS}
-    target = f"{ImageFolderDataModule.__module__}.{ImageFolderDataModule.__qualname__}"
-    return build_recorded_data({"_target_": target, "image_size": height, **known}, given)
+    node = {"_target_": target_of(ImageFolderDataModule), "image_size": height, **known}
+    return build_recorded_data(node, given)

@@ -29,7 +29,7 @@ def build_recorded_data(
             values.
         ConfigurationError: naming each wrong key.
     """
-    allowed = {_name(cls): cls for cls in (*_subclasses(ImageDataModule), Augmentation)}
+    allowed = {target_of(cls): cls for cls in (*_subclasses(ImageDataModule), Augmentation)}
     _check_plain(recorded, allowed)
     # A file must not make this machine download, or write where it says.
     own = {key: value for key, value in recorded.items() if key != "download"}
@@ -50,7 +50,8 @@ def build_recorded_data(
     return data
 
 
-def _name(cls: type) -> str:
+def target_of(cls: type) -> str:
+    """Name a class as a configuration does."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

@@ -221,7 +221,8 @@ def _forget_older() -> None:
     numba looks at the file of each kernel, and not at those of the loops that it is made of.
     """
     folder = Path(__file__).parent
-    changed = max(source.stat().st_mtime for source in folder.glob("compiled_*.py"))
+    sources = folder.glob("compiled_*.py")  # none in a package without sources
+    changed = max((source.stat().st_mtime for source in sources), default=0.0)
     for known in folder.glob("__pycache__/compiled_*.nb[ic]"):
         with suppress(OSError):  # another process removes it as well, or nobody may
             if known.stat().st_mtime < changed:
