@@ -50,6 +50,17 @@ class Axis:
         return self.low > 0 or self.high > 0
 
     @property
+    def is_even(self) -> bool:
+        """Whether a layer can pad so: equally on both sides."""
+        return self.low == self.high >= 0
+
+    @property
+    def is_same(self) -> bool:
+        """Whether it is as long after as before, the odd one padded after: torch's ``"same"``."""
+        total = self.extent - 1
+        return self.stride == 1 and (self.low, self.high) == (total // 2, total - total // 2)
+
+    @property
     def step(self) -> int:
         """The dilation, or 0 for a single tap, which fits every lattice of taps."""
         return self.dilation if self.size > 1 else 0

@@ -199,7 +199,7 @@ class ConvKernel:
             self.padding_mode,
         )
 
-    def to_conv(self, like: Tensor | None = None, *, copy: bool = True) -> Conv:
+    def to_conv(self, like: Tensor | None = None, *, copy: bool = True, same: bool = False) -> Conv:
         """Return an ``nn.Conv`` with this kernel, in evaluation mode.
 
         Unequal or negative padding is written as equal padding and a kernel with zero taps.
@@ -207,16 +207,19 @@ class ConvKernel:
         Args:
             like: A tensor of the dtype and device of the layer; those of the kernel by default.
             copy: Whether the layer has memory of its own, also where it need not.
+            same: Whether padding that is torch's ``"same"`` is written so; torch pads a copy of the
+                input then, if it is unequal.
         """
         reference = self.weight if like is None else like
-        axes = tuple(axis.symmetric() for axis in self.axes)
+        same = same and all(axis.is_same for axis in self.axes)
+        axes = self.axes if same else tuple(axis.symmetric() for axis in self.axes)
         weight = embed(self.weight, self.axes, axes)
         conv: Conv = CONV_CLASSES[len(axes)](
             self.in_channels,
             self.out_channels,
             tuple(axis.size for axis in axes),  # type: ignore[arg-type] # one an axis
             tuple(axis.stride for axis in axes),  # type: ignore[arg-type]
-            tuple(axis.low for axis in axes),  # type: ignore[arg-type]
+            "same" if same else tuple(axis.low for axis in axes),  # type: ignore[arg-type]
             tuple(axis.dilation for axis in axes),  # type: ignore[arg-type]
             self.groups,
             bias=self.bias is not None,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,12 @@ CONV_CLASSES: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
     3: nn.Conv3d,
+}
+_PADS = {
+    "zeros": (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    "reflect": (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+    "replicate": (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+    "circular": (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
 }
 CONV_FUNCTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
@@ -44,6 +52,12 @@ def average_pooling(channels: int, axes: Sequence[Axis], like: Tensor | None = N
 def zero_padding(channels: int, axes: Sequence[Axis]) -> AffineMap:
     """Return zero padding, or cropping where it is negative, as a selection with padded axes."""
     return replace(AffineMap.identity(channels), axes=tuple(axes))
+
+
+def padding_layer(pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> nn.Module:
+    """Return the layer that pads by ``(low, high)`` an axis."""
+    sides: Any = tuple(chain(*reversed(pairs)))  # torch has the last axis first
+    return _PADS[mode][len(pairs) - 1](sides).eval()
 
 
 def padding(channels: int, axes: Sequence[Axis], mode: str) -> AffineMap:

@@ -50,6 +50,7 @@ def fold(
     *,
     verify: bool = True,
     fewest_layers: bool = False,
+    fixed_size: bool = False,
 ) -> nn.Module:
     """Return a model that computes the same in evaluation mode, with fewer and cheaper layers.
 
@@ -63,6 +64,9 @@ def fold(
             branches of different kernels become one layer each, which costs more; the report says
             how much. A shortcut around several layers stays: to expand it is a matter of those
             layers (:mod:`repblocks.algebra.shortcut`), and they are no affine region.
+        fixed_size: The inputs are always of the example's size, but for the batch: branches with a
+            stride whose outputs are equally many there, if not at every size, become one layer too.
+            Padding as TensorFlow's ``SAME`` makes such branches.
 
     Returns:
         A new model in evaluation mode, with the hierarchy and the names of the original wherever
@@ -78,11 +82,11 @@ def fold(
     check_model(model)
     if example_input is not None:
         check_example(model, example_input)
-    price = ANY_PRICE if fewest_layers else 0
+    options = {"layer_price": ANY_PRICE if fewest_layers else 0, "is_fixed": fixed_size}
     refused: dict[str, str] = {}
     with unchanged(model), _ONE_AT_A_TIME:
         while True:
-            folded, report = _rewritten(_Analysis.of(model, example_input, price, refused))
+            folded, report = _rewritten(_Analysis.of(model, example_input, options, refused))
             if not verify or example_input is None:
                 break
             try:
@@ -113,10 +117,15 @@ def _rewritten(analysis: _Analysis) -> tuple[nn.Module, FoldReport]:
 
 
 def explain(
-    model: nn.Module, example_input: Any = None, *, fewest_layers: bool = False
+    model: nn.Module,
+    example_input: Any = None,
+    *,
+    fewest_layers: bool = False,
+    fixed_size: bool = False,
 ) -> FoldReport:
     """Return what :func:`fold` would do, and why not more."""
-    folded = fold(model, example_input, verify=False, fewest_layers=fewest_layers)
+    options = {"fewest_layers": fewest_layers, "fixed_size": fixed_size}
+    folded = fold(model, example_input, verify=False, **options)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
     return report
 
@@ -137,11 +146,15 @@ class _Analysis:
 
     @classmethod
     def of(
-        cls, model: nn.Module, example_input: Any, layer_price: int, refused: Mapping[str, str]
+        cls,
+        model: nn.Module,
+        example_input: Any,
+        options: Mapping[str, Any],
+        refused: Mapping[str, str],
     ) -> _Analysis:
         twin, flows = _programs(model, example_input, refused)
         users = Users.of(twin, flows)
-        regions = [Region.of(flow, layer_price) for flow in flows]
+        regions = [Region.of(flow, **options) for flow in flows]
         planned = zip(flows, regions, strict=True)
         parts = _outermost([plan_and_place(*part, users) for part in planned])
         borrowed = memory_of_weights(model)

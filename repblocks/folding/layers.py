@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from repblocks.algebra.affine import AffineMap, Lazy
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.serial import in_blocks
+from repblocks.algebra.special import padding_layer
 from repblocks.folding.flow import Step
 from repblocks.folding.region import Candidate
 
@@ -17,8 +18,8 @@ from repblocks.folding.region import Candidate
 _CHUNK = 1 << 18
 
 
-def layer(candidate: Candidate) -> Conv | nn.Linear:
-    """Return the convolution or linear layer, in evaluation mode.
+def layer(candidate: Candidate) -> Conv | nn.Linear | nn.Sequential:
+    """Return the convolution or linear layer, in evaluation mode, behind its padding if need be.
 
     It is computed in float64, and has dtype, device, memory format and gradients of the weights
     that it replaces.
@@ -52,10 +53,16 @@ def _in_order(candidate: Candidate) -> list[Step]:
     return sorted(candidate.interior, key=lambda step: step.number)
 
 
-def _convolution(candidate: Candidate, reference: Tensor) -> Conv:
-    value = candidate.value.map
+def _convolution(candidate: Candidate, reference: Tensor) -> Conv | nn.Sequential:
+    value, padding = candidate.value.map, candidate.padding_before
     narrow = _evaluated(value, reference)
-    return ConvKernel.from_affine(narrow, reference).to_conv(copy=narrow is value)
+    kernel, is_kept = ConvKernel.from_affine(narrow, reference), narrow is value
+    says_same = any(getattr(s.module, "padding", "") == "same" for s in candidate.interior)
+    is_same = says_same and all(axis.is_same for axis in value.axes)
+    if padding is None or is_same:
+        return kernel.to_conv(copy=is_kept, same=padding is not None)
+    conv = replace(kernel, padding=0, padding_mode="zeros").to_conv(copy=is_kept)
+    return nn.Sequential(padding_layer(padding, value.padding_mode), conv).eval()
 
 
 def _evaluated(value: AffineMap, reference: Tensor) -> AffineMap:

@@ -269,7 +269,8 @@ def ways(region: Region, step: Step) -> Iterable[Way]:
             weights = candidate.value.map.out_channels * candidate.width
             macs = size * candidate.width + region.layer_price
             is_conv = bool(candidate.value.map.axes)
-            cost = (macs, size + region.batch * weights, 1, int(is_conv))
+            moved = size + candidate.moved + region.batch * weights
+            cost = (macs, moved, 1, int(is_conv))
             yield Way(step, (candidate.source,), cost, candidate, candidate.interior - {step})
 
 

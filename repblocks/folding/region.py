@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.kernel import Pairs
 from repblocks.errors import NotFoldable
 from repblocks.folding import arithmetic, moves, products  # noqa: F401 # fill the table of operations
+from repblocks.folding.aligning import aligned
 from repblocks.folding.averages import average
 from repblocks.folding.flow import INPUT, Flow, Step, steps_in
 from repblocks.folding.operation import Kind, Located, Operation
@@ -50,7 +53,29 @@ class Candidate:
         """Multiply-adds for one output value."""
         value = self.value.map
         groups = value.groups if value.axes else 1
-        return value.in_channels // groups * prod(axis.symmetric().size for axis in value.axes)
+        is_widened = self.padding_before is None
+        axes = [axis.symmetric() if is_widened else axis for axis in value.axes]
+        return value.in_channels // groups * prod(axis.size for axis in axes)
+
+    @cached_property
+    def padding_before(self) -> Pairs | None:
+        """What is put around the source, where a layer cannot: more on one side than on the other.
+
+        Where it crops, the layer gets taps of zero instead.
+        """
+        axes = self.value.map.axes
+        pairs = tuple((axis.low, axis.high) for axis in axes)
+        is_cropped = any(side < 0 for pair in pairs for side in pair)
+        return None if is_cropped or all(axis.is_even for axis in axes) else pairs
+
+    @cached_property
+    def moved(self) -> int:
+        """Values that are written before the layer runs: the source with its padding."""
+        if self.padding_before is None:
+            return 0
+        shape = self.source.shape or (1, self.value.map.in_channels)
+        around = [low + high for low, high in self.padding_before]
+        return prod(shape[:2]) * prod(map(operator.add, shape[2:], around))
 
 
 @dataclass(eq=False)
@@ -67,6 +92,7 @@ class Region:
         unplaced: Why there was no place for a layer that computes a step with others.
         batch: Inputs of the example, over which the cost of reading a weight is shared.
         layer_price: Multiply-adds that one layer fewer is worth.
+        is_fixed: Whether the sizes of the example are those of all inputs.
     """
 
     operations: dict[Step, Operation] = field(default_factory=dict)
@@ -78,11 +104,12 @@ class Region:
     unplaced: dict[Step, NotFoldable] = field(default_factory=dict)
     batch: int = 1
     layer_price: int = 0
+    is_fixed: bool = False
 
     @classmethod
-    def of(cls, flow: Flow, layer_price: int = 0) -> Region:
+    def of(cls, flow: Flow, layer_price: int = 0, *, is_fixed: bool = False) -> Region:
         """Find the affine steps of a flow."""
-        region = cls(batch=_batch(flow), layer_price=layer_price)
+        region = cls(batch=_batch(flow), layer_price=layer_price, is_fixed=is_fixed)
         described: dict[Step, Operation] = {}
         for step in flow.steps:
             try:
@@ -144,8 +171,9 @@ class Region:
         self, step: Step, operation: Operation, chosen: Iterable[Candidate]
     ) -> Candidate | None:
         parts = dict(zip(operation.operands, chosen, strict=True))
+        values: Mapping[Step, Located] = {operand: one.value for operand, one in parts.items()}
         try:
-            value = operation.apply({operand: part.value for operand, part in parts.items()})
+            value = operation.apply(aligned(values) if self.is_fixed else values)
         except Exception as error:  # noqa: BLE001 # likewise
             reasons = self.reasons.setdefault(step, [])
             if _reason(error) not in reasons:

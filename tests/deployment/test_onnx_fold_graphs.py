@@ -160,6 +160,51 @@ def test_branches_with_automatic_padding_become_one_convolution(folded, kind):
     assert "auto_pad" not in attributes
 
 
+def geometry(path):
+    (conv,) = onnx.load(path).graph.node
+    found = {one.name: list(one.ints) for one in conv.attribute}
+    return found["kernel_shape"], found["pads"]
+
+
+@pytest.mark.parametrize(("kind", "pads"), [("UPPER", [0, 0, 1, 1]), ("LOWER", [1, 1, 0, 0])])
+@pytest.mark.parametrize("is_automatic", [True, False])
+def test_branches_padded_on_one_side_become_one_convolution(folded, kind, pads, is_automatic):
+    graph = Graph()
+    x = graph.input("N", 8, 16, 14)
+    written = {"auto_pad": f"SAME_{kind}", "pads": None}
+    options = [written, written] if is_automatic else [{"pads": pads}, {"pads": [0] * 4}]
+    convs = [
+        graph.conv(x, 8, 8, k, strides=[2, 2], **one)
+        for k, one in zip((3, 1), options, strict=True)
+    ]
+    graph.output(graph.add("Add", *(graph.norm(conv, 8) for conv in convs)))
+    assert folded(graph) == {"Conv": 1}
+    assert geometry(folded.path) == ([3, 3], pads)
+    assert folded.report.after.macs == 8 * 7 * 8 * 8 * 9
+
+
+@pytest.mark.parametrize(("kind", "pads"), [("UPPER", [1, 1, 2, 2]), ("LOWER", [2, 2, 1, 1])])
+def test_branches_of_an_even_size_become_one_convolution(folded, kind, pads):
+    graph = Graph()
+    x = graph.input("N", 8, "H", "W")
+    options = {"auto_pad": f"SAME_{kind}", "pads": None}
+    parts = [graph.norm(graph.conv(x, 8, 8, k, **options), 8) for k in (4, 1)]
+    graph.output(graph.add("Add", *parts))
+    assert folded(graph, shapes=[1, 8, 9, 12]) == {"Conv": 1}
+    assert geometry(folded.path) == ([4, 4], pads)
+
+
+@pytest.mark.parametrize("pads", [[2, 0], [2, 0, 0, 2], [0, 2, 1, 2, 0, 1]])
+def test_branches_padded_on_either_side_become_one_convolution(folded, pads):
+    graph, ndim = Graph(), len(pads) // 2
+    x = graph.input("N", 4, *(7, 8, 9)[:ndim])
+    options = {"ndim": ndim, "bias": True}
+    parts = [graph.conv(x, 4, 4, 3, pads=pads, **options), graph.conv(x, 4, 4, 1, **options)]
+    graph.output(graph.add("Add", *parts), rank=ndim + 2)
+    assert folded(graph) == {"Conv": 1}
+    assert geometry(folded.path) == ([3] * ndim, pads)
+
+
 @pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])
 def test_automatic_padding_of_sizes_that_are_free_is_left(folded, kind):
     graph = Graph()

@@ -32,11 +32,11 @@ class Code(nn.Module):
         return self.code(self, x)
 
 
-def folded_exactly(model, *shape):
+def folded_exactly(model, *shape, **options):
     x = torch.randn(*shape, dtype=torch.float64)
     calibrate(model.double(), x, x)
     before = copy.deepcopy(model)
-    result = fold(model, x)
+    result = fold(model, x, **options)
     other = torch.randn(*shape, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(result(other), before(other)) < EXACT

@@ -21,6 +21,7 @@ from repblocks.deployment.onnx_fold.translating import Translation
 from repblocks.errors import RepblocksError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -105,7 +106,7 @@ class _Emission:
         place = vars(module).get(NODE)
         if place is not None and type(module) is type(self._translation.modules[place]):
             return self._old(place, module, args)
-        if PART in vars(module):
+        if PART in vars(module) or isinstance(module, _PADS):
             return _part(module, args)
         if isinstance(module, nn.Identity):
             return args[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from repblocks.algebra.special import padding_layer
 from repblocks.deployment.onnx_fold.modules import Unary
 from repblocks.deployment.onnx_fold.operators import Node, translates
 from repblocks.errors import NotFoldable
@@ -18,7 +18,6 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _GLOBAL = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _BY_SIZE = "Its padding depends on the size of the input."
 
 
@@ -40,13 +39,8 @@ def _conv(node: Node) -> nn.Module:
         device="meta",
     )
     _fill(conv, weight, node)
-    return conv if low == high else nn.Sequential(zero_pad(low, high), conv)
-
-
-def zero_pad(low: Sequence[int], high: Sequence[int]) -> nn.Module:
-    """Return a module that pads with zeros, by so many on each side of each axis."""
-    pairs = list(zip(low, high, strict=True))[::-1]  # torch has the last axis first
-    return _PADS[len(pairs) - 1](tuple(chain.from_iterable(pairs)))  # type: ignore[arg-type]
+    pairs = list(zip(low, high, strict=True))
+    return conv if low == high else nn.Sequential(padding_layer(pairs), conv)
 
 
 @translates("ConvTranspose")
@@ -211,7 +205,7 @@ def _pad(node: Node) -> nn.Module:
     low, high = pads[: ndim + 2], pads[ndim + 2 :]
     if any((*low[:2], *high[:2])) or min(pads) < 0:
         raise NotFoldable("It pads the channels, or cuts.")
-    return zero_pad(low[2:], high[2:])
+    return padding_layer(list(zip(low[2:], high[2:], strict=True)))
 
 
 @translates("Identity", "Dropout")

@@ -67,7 +67,7 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
     check_output(Path(output), Path(path))
     source = _Source.read(Path(path), shapes)
     with staged(Path(output)) as folder:
-        folded = folding.fold(source.translation.module, source.example)
+        folded = folding.fold(source.translation.module, source.example, fixed_size=source.is_fixed)
         model = _written(source, folded, folder / FILE)
         names = source.translation.inputs
         after = open_file(folder / FILE, source.example, names)
@@ -105,7 +105,8 @@ def explain_onnx(path: str | Path, shapes: Shapes = None) -> FoldReport:
         ConfigurationError: as for :func:`fold_onnx`.
     """
     source = _Source.read(Path(path), shapes)
-    return _named(folding.explain(source.translation.module, source.example))
+    module, example = source.translation.module, source.example
+    return _named(folding.explain(module, example, fixed_size=source.is_fixed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,11 @@ class _Source:
         specs = specs_of(model, shapes)
         batch, example, runtime = _opened(path, specs)
         return cls(specs, batch, example, runtime, translate(model, specs, example))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the file fixes all sizes of its inputs, but for the batch."""
+        return not any(axis for spec in self.specs for axis in spec.free)
 
 
 def _opened(path: Path, specs: Sequence[Spec]) -> tuple[int, tuple[Tensor, ...], Runtime]:
@@ -164,7 +170,7 @@ def _inputs(source: _Source) -> Iterator[tuple[Tensor, ...]]:
     specs = source.specs
     for batch in _batches(specs, _RUN_AT):
         yield examples(specs, batch, seed=batch)
-    if any(axis for spec in specs for axis in spec.free):
+    if not source.is_fixed:
         # An odd size shows what depends on the remainder, such as padding.
         for beyond in (0, 1):
             yield examples(specs, source.batch, _OTHER_SEED, beyond)
