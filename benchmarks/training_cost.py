@@ -307,15 +307,39 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return " / ".join(found)
 
 
+def counted(text: str) -> int:
+    """Return a number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with a message if what is asked for is not there."""
+    rows = [*cases(arguments.kind, arguments.batch)]
+    chosen = [case for case in rows if arguments.only in case.title]
+    if not chosen:
+        parser.error(f"--only must be part of a row: {'; '.join(case.title for case in rows)}")
+    wanted = arguments.columns or ["plain"]
+    known = dict.fromkeys(name for case in chosen for name in case.build())
+    if "plain" not in wanted or not known.keys() >= {*wanted}:
+        parser.error(f"--columns must name plain and others of {', '.join(known)}, got {wanted}")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    if arguments.replay and arguments.device == "cpu":
+        parser.error("--replay needs --device cuda")
+
+
 def main() -> None:
     """Print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=counted, default=1)
+    parser.add_argument("--rounds", type=counted, default=7)
     parser.add_argument("--only", default="", help="part of a row's title")
     parser.add_argument("--layout", choices=LAYOUTS, default="nchw")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batch", type=int, help="images, of all rows")
+    parser.add_argument("--batch", type=counted, help="images, of all rows")
     parser.add_argument("--compile", action="store_true", help="compile all with torch.compile")
     parser.add_argument("--replay", action="store_true", help="what the GPU takes, in a graph")
     parser.add_argument("--columns", nargs="+", help="which to measure; plain must be one")
@@ -324,6 +348,7 @@ def main() -> None:
     parser.set_defaults(kind="blocks")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args()
+    check(parser, arguments)
     torch.set_num_threads(arguments.threads)
     found = rows_of(arguments)
     names = [*dict.fromkeys(name for row in found.values() for name in row["time"])][1:]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from repblocks.algebra.kernel import Conv
 from repblocks.algebra.normalization import is_batch_norm
 from repblocks.errors import ConfigurationError, NotFoldable
 from repblocks.execution import obstacles
@@ -69,8 +70,14 @@ def execute(
     if done is not None:
         return done
     if execution != "auto":
-        warnings.warn(f"execution={execution} runs branchwise here: {reason}.", stacklevel=3)
+        warnings.warn(_fallback(branches, execution, reason), stacklevel=3)
     return tailed(branches(x), tail)
+
+
+def _fallback(branches: nn.Module, execution: str, reason: str | None) -> str:
+    first = next((module for module in branches.modules() if isinstance(module, Conv)), None)
+    block = "" if first is None else f" The first kernel of the block is {first}."
+    return f"execution={execution} runs branchwise here: {reason}.{block}"
 
 
 def _chosen(branches: nn.Module, x: Tensor) -> str:
@@ -120,7 +127,7 @@ def _merged(
         return _in_weight_space(branches, x, norms, execution)
     if execution in ("weight_space", ROUNDED):
         return None, "a BatchNorm uses the statistics of each batch"
-    reason = obstacles.of_norms(norms)
+    reason = obstacles.of_norms(norms) or obstacles.of_channels(branches, x)
     if reason is not None:
         return None, reason
     dense = remembered(split_dense, branches, x.ndim - 2)

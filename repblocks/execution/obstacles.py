@@ -31,7 +31,19 @@ def of(branches: nn.Module, x: Tensor) -> str | None:
     # What parametrizes a weight is part of it.
     named = branches.named_modules(remove_duplicate=False)
     modules = [module for path, module in named if "parametrizations" not in path]
-    return _of_input(modules, x) or next(filter(None, map(_of_module, modules)), None)
+    found = _of_program(x) or _of_input(modules, x)
+    return found or next(filter(None, map(_of_module, modules)), None)
+
+
+def _of_program(x: Tensor) -> str | None:
+    """Return what is done with the block that only its branches can be."""
+    if torch.compiler.is_compiling():
+        is_free = torch.compiler.is_exporting() and {*map(type, x.shape)} != {int}
+        return "it is exported with sizes that are free" if is_free else None
+    # There is no public way to ask for either.
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is at work"
+    return "torch.jit.trace is at work" if torch._C._get_tracing_state() is not None else None
 
 
 def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
@@ -40,9 +52,6 @@ def _of_input(modules: Sequence[nn.Module], x: Tensor) -> str | None:
         return "the input is on the meta device"
     if not x.numel() and process_group(norms) is None:
         return "the input is empty"
-    # There is no public way to ask.
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return "a transform of torch.func is at work"
     if len({*map(id, norms)}) < len(norms):
         return "two branches share a BatchNorm"
     if any(len(conv.kernel_size) != x.ndim - 2 for conv in _on_image(modules)):
@@ -82,6 +91,12 @@ def _of_module(module: nn.Module) -> str | None:
     if parametrizations is not None and any(True for _ in parametrizations.buffers()):
         return f"{kind} has a parametrization with a state, which each use of a weight changes"
     return None
+
+
+def of_channels(branches: nn.Module, x: Tensor) -> str | None:
+    """Return that an input has other channels than all kernels read, or None."""
+    read = [conv.in_channels for conv in branches.modules() if isinstance(conv, Conv)]
+    return "no kernel reads so many channels" if read and x.shape[1] not in read else None
 
 
 def of_norms(norms: Sequence[BatchNorm]) -> str | None:

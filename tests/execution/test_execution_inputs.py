@@ -25,9 +25,12 @@ def test_what_torch_says_of_an_input_is_said(name, shape, options):
         (torch.randn(2, 8, 9, 9), torch.float16),
         (torch.randn(2, 8, 9, 9), torch.float64),
         (torch.randn(2, 8, 9, 9, device="meta"), torch.float32),
+        (torch.randn(2, 6, 9, 9), torch.float32),
     ]:
         block = block_of(name, *shape, **options).to(weights).to(x.device)
-        with pytest.warns(UserWarning, match="merged runs branchwise here: .* (empty|dtype|meta)"):
+        with pytest.warns(
+            UserWarning, match="branchwise here: .* (empty|dtype|meta|many channels)"
+        ):
             found = outcome(block, x, "merged")
         assert found == outcome(block, x, "branchwise")
 

@@ -65,6 +65,28 @@ def test_symbolic_traces_see_the_branches(case):
                for n in traced.graph.nodes if n.op == "call_module")  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:FutureWarning")  # it is to go
+@pytest.mark.filterwarnings("ignore:.*:torch.jit.TracerWarning")
+@pytest.mark.parametrize("case", BLOCKS, ids=IDS)
+def test_traces_of_torch_jit_see_the_branches(case):
+    block, x = of(case), torch.randn(2, 64, 12, 12)
+    with pytest.warns(UserWarning, match="branchwise here: torch.jit.trace is at work. The first"):
+        traced = torch.jit.trace(block, x, check_trace=False)
+    assert torch.equal(traced(x), block.branches(x).relu())
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=IDS)
+def test_an_exported_batch_may_be_free(case):
+    block, x = of(case), torch.randn(2, 64, 12, 12)
+    shapes = ({0: torch.export.Dim("batch", min=2)},)
+    with pytest.warns(
+        UserWarning, match="branchwise here: it is exported with sizes that are free"
+    ):
+        exported = torch.export.export(block, (x,), dynamic_shapes=shapes).module()
+    other = torch.randn(5, 64, 12, 12)
+    assert distance(exported(other).double(), block(other).double()) < 1e-5
+
+
 def test_a_setting_that_is_gone_is_another_state():
     block, x = of(BLOCKS[0]), torch.randn(2, 64, 12, 12)
     conv = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
