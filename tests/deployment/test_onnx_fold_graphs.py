@@ -51,6 +51,26 @@ def test_nodes_of_any_name(folded, name):
         Classifier(folded.path.parent)
 
 
+def test_reports_name_nodes_as_the_file_does(folded):
+    graph = Graph()
+    x = repvgg_unit(graph, graph.input("N", 4, 6, 6), 4)
+    graph.output(graph.norm(graph.add("Relu", graph.norm(x, 4)), 4))
+    for node in graph.nodes:
+        node.name = f"/stem.0/{node.name}"
+    graph.nodes[-1].name = ""
+    folded(graph)
+    report = folded.report
+    names = {node.name or node.output[0] for node in graph.nodes}
+    assert {name for one in report.fold.folded for name in (one.site, *one.modules)} <= names
+    left = {one.site for one in report.fold.left}
+    assert left == {"/stem.0/BatchNormalization_8", graph.nodes[-1].output[0]}
+    assert report.layers
+    assert {one.path for one in report.layers} <= names
+    assert "/stem.0/Conv_0" in report.to_markdown()
+    page = (folded.path.parent / "report.html").read_text(encoding="utf-8")
+    assert "/stem.0/Conv_0" in page
+
+
 @pytest.mark.parametrize("opset", [7, 9, 10, 11, 13])
 def test_products_without_a_bias_in_every_opset(folded, opset):
     graph = Graph(opset)

@@ -25,15 +25,21 @@ from repblocks.deployment.page.rendering import (
 )
 from repblocks.deployment.page.svg import paragraph, section, table, tag
 from repblocks.deployment.report import size_rows
+from repblocks.folding.fold_report import FoldReport
 
 
 def render_onnx_page(
-    report: OnnxReport, original: nn.Module, folded: nn.Module, inputs: Sequence[Tensor]
+    report: OnnxReport,
+    fold: FoldReport,
+    original: nn.Module,
+    folded: nn.Module,
+    inputs: Sequence[Tensor],
 ) -> str:
     """Write the page, which loads nothing; the same report gives the same text.
 
     Args:
         report: What was counted and compared.
+        fold: The fold in it, with the names of modules.
         original: The graph as a torch module.
         folded: The same after the fold.
         inputs: To run both once.
@@ -42,7 +48,7 @@ def render_onnx_page(
     costs = table(("", "original", "folded"), report.cost_rows())
     proofs = table(PROOF_HEADER, report.proof_rows())
     sections = [
-        *drawn(before, after, (), report.fold),
+        *drawn(before, after, (), fold),
         section(
             "proof",
             "Is it the same function?",

@@ -71,7 +71,8 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         model = _written(source, folded, folder / FILE)
         names = source.translation.inputs
         after = open_file(folder / FILE, source.example, names)
-        fold = _report(folded)
+        traced: FoldReport = folded.fold_report  # type: ignore[assignment] # fold attaches it
+        fold = _named(traced, source.translation)
         proofs, unproven = prove_all(source.translation, source.runtime, after, _inputs(source))
         write_json(folder / CONFIG_FILE, _config(source.translation.model))
         original = source.translation.module
@@ -91,7 +92,7 @@ def fold_onnx(path: str | Path, output: str | Path, shapes: Shapes = None) -> On
         _check_cost(report)
         write_json(folder / REPORT_FILE, report.to_dict())
         write_text(folder / "report.md", report.to_markdown())
-        page = render_onnx_page(report, original, folded, source.example)
+        page = render_onnx_page(report, traced, original, folded, source.example)
         write_text(folder / "report.html", page)
         about = {"format_version": FORMAT_VERSION, "versions": dict(report.versions)}
         write_json(folder / MANIFEST_FILE, describe_files(folder, [get_format("onnx")], **about))
@@ -106,7 +107,8 @@ def explain_onnx(path: str | Path, shapes: Shapes = None) -> FoldReport:
     """
     source = _Source.read(Path(path), shapes)
     module, example = source.translation.module, source.example
-    return _named(folding.explain(module, example, fixed_size=source.is_fixed))
+    found = folding.explain(module, example, fixed_size=source.is_fixed)
+    return _named(found, source.translation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,22 +179,23 @@ def _inputs(source: _Source) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _layers(source: _Source, folded: nn.Module) -> Iterator[LayerError]:
-    """Compare what each node gives with what it gave, and name the operators as ONNX does."""
+    """Compare what each node gives with what it gave, and name nodes and operators as ONNX does."""
     module, nodes = source.translation.module, source.translation.model.graph.node
     for one in compare_layers(module, folded, *source.example):
         place = getattr(module.get_submodule(one.path), NODE, None)
-        yield one if place is None else replace(one, kind=nodes[place].op_type)
+        named = replace(one, path=source.translation.name_of(one.path))
+        yield named if place is None else replace(named, kind=nodes[place].op_type)
 
 
-def _report(folded: nn.Module) -> FoldReport:
-    report: FoldReport = folded.fold_report  # type: ignore[assignment] # fold attaches it
-    return _named(report)
-
-
-def _named(report: FoldReport) -> FoldReport:
-    """Name what stands in the graph itself after the nodes that it replaced."""
-    regions = (replace(one, site=one.site or one.modules[-1]) for one in report.folded)
-    return replace(report, folded=tuple(regions))
+def _named(report: FoldReport, translation: Translation) -> FoldReport:
+    """Name nodes as the file does, and what stands in the graph itself after the last of them."""
+    name = translation.name_of
+    regions = (
+        replace(one, site=name(one.site or one.modules[-1]), modules=tuple(map(name, one.modules)))
+        for one in report.folded
+    )
+    left = (replace(one, site=name(one.site)) for one in report.left)
+    return replace(report, folded=tuple(regions), left=tuple(left))
 
 
 def _check_cost(report: OnnxReport) -> None:

@@ -85,6 +85,15 @@ class Translation:
         found = (p.dtype for p in self.module.parameters() if p.is_floating_point())
         return next(found, torch.float32)
 
+    def name_of(self, path: str) -> str:
+        """Return the name that the node of a module has in the file; its first output's if none."""
+        own = vars(self.module.get_submodule(path))
+        place = own.get(NODE, own.get(PART))
+        if place is None:
+            return path
+        node = self.model.graph.node[place]
+        return node.name or node.output[0]
+
 
 def translate(
     model: onnx.ModelProto, specs: Sequence[Spec], example: Sequence[Tensor]
