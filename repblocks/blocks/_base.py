@@ -17,7 +17,7 @@ from repblocks.algebra.normalization import is_batch_norm, is_uncalibrated
 from repblocks.algebra.rules import apply, rule
 from repblocks.blocks._registry import check_options
 from repblocks.blocks._tail import create_tail
-from repblocks.branches import CHANNELS_LAST, ConvShape, Size
+from repblocks.branches import CHANNELS_LAST, ConvShape, Size, is_channels_last
 from repblocks.errors import ConfigurationError, NotFoldable
 from repblocks.execution import check_execution, execute
 
@@ -282,17 +282,6 @@ def deployed_conv(kernel: ConvKernel, replaced: nn.Module) -> Conv:
     weights = list(replaced.parameters())
     conv = kernel.to_conv(weights[0])
     memory_format = CHANNELS_LAST.get(kernel.weight.ndim)
-    if memory_format is not None and any(map(_is_channels_last, weights)):
+    if memory_format is not None and any(map(is_channels_last, weights)):
         conv.to(memory_format=memory_format)
     return conv.requires_grad_(any(weight.requires_grad for weight in weights))
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    memory_format = CHANNELS_LAST.get(weight.ndim)
-    if memory_format is None:
-        return False
-    if not weight.is_contiguous():
-        return weight.is_contiguous(memory_format=memory_format)
-    # Weights of one channel a group, or of one tap, are both; how they are stored still tells.
-    usual = torch.empty(weight.shape, device="meta")
-    return weight.stride() == usual.to(memory_format=memory_format).stride() != usual.stride()

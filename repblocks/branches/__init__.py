@@ -21,6 +21,7 @@ from repblocks.branches.nodes import Pad as Pad
 from repblocks.branches.nodes import SplitConcat as SplitConcat
 from repblocks.branches.nodes import Subsample as Subsample
 from repblocks.branches.nodes import Sum as Sum
+from repblocks.branches.nodes import is_channels_last as is_channels_last
 from repblocks.branches.options import check_choice as check_choice
 from repblocks.branches.options import check_count as check_count
 from repblocks.branches.options import check_factor as check_factor

@@ -33,6 +33,18 @@ NORM_CLASSES: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d] | type[nn.Ba
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+def is_channels_last(weight: Tensor) -> bool:
+    """Tell whether a weight with two or three spatial axes is stored with its channels last."""
+    memory_format = CHANNELS_LAST.get(weight.ndim)
+    if memory_format is None:
+        return False
+    if not weight.is_contiguous():
+        return weight.is_contiguous(memory_format=memory_format)
+    # Weights of one channel a group, or of one tap, are both; how they are stored still tells.
+    usual = torch.empty(weight.shape, device="meta")
+    return weight.stride() == usual.to(memory_format=memory_format).stride() != usual.stride()
+
+
 class Sum(nn.ModuleDict):
     """Parallel branches of one input, summed."""
 

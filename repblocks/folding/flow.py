@@ -125,6 +125,7 @@ class Flow:
         output: What the root returns; activations are steps.
         watch: Which modules the code of others looks into.
         called: Modules without any below them that opaque code in it calls, once for each call.
+        is_of_one_size: Whether all calls of the root are given the same sizes in the example.
     """
 
     path: str
@@ -132,6 +133,7 @@ class Flow:
     output: Any
     watch: Watch
     called: list[nn.Module] = field(default_factory=list)
+    is_of_one_size: bool = True
 
     def forget(self) -> None:
         """Let the tensors of the example go; other values (sizes) stay in the steps."""

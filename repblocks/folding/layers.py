@@ -11,6 +11,7 @@ from repblocks.algebra.affine import AffineMap, Lazy
 from repblocks.algebra.kernel import Conv, ConvKernel
 from repblocks.algebra.serial import in_blocks
 from repblocks.algebra.special import padding_layer
+from repblocks.branches import CHANNELS_LAST, is_channels_last
 from repblocks.folding.flow import Step
 from repblocks.folding.region import Candidate
 
@@ -31,8 +32,9 @@ def layer(candidate: Candidate) -> Conv | nn.Linear | nn.Sequential:
         if candidate.value.map.axes
         else _linear(candidate, reference)
     )
-    if any(w.ndim == 4 and is_channels_last(w) for w in weights):
-        new.to(memory_format=torch.channels_last)
+    memory_format = CHANNELS_LAST.get(len(candidate.value.map.axes) + 2)
+    if memory_format is not None and any(map(is_channels_last, weights)):
+        new.to(memory_format=memory_format)
     trains = [w.requires_grad for w in weights if isinstance(w, nn.Parameter)]
     return new.requires_grad_(any(trains) or not trains)
 
@@ -44,11 +46,6 @@ def weights_of(step: Step) -> list[Tensor]:
     return [a for a in (*step.args, *step.kwargs.values()) if isinstance(a, Tensor)]
 
 
-def is_channels_last(weight: Tensor) -> bool:
-    """Tell whether a four-dimensional tensor lies in memory with its channels last only."""
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-
-
 def _in_order(candidate: Candidate) -> list[Step]:
     return sorted(candidate.interior, key=lambda step: step.number)
 
@@ -57,10 +54,8 @@ def _convolution(candidate: Candidate, reference: Tensor) -> Conv | nn.Sequentia
     value, padding = candidate.value.map, candidate.padding_before
     narrow = _evaluated(value, reference)
     kernel, is_kept = ConvKernel.from_affine(narrow, reference), narrow is value
-    says_same = any(getattr(s.module, "padding", "") == "same" for s in candidate.interior)
-    is_same = says_same and all(axis.is_same for axis in value.axes)
-    if padding is None or is_same:
-        return kernel.to_conv(copy=is_kept, same=padding is not None)
+    if padding is None:
+        return kernel.to_conv(copy=is_kept, same=candidate.is_same)
     conv = replace(kernel, padding=0, padding_mode="zeros").to_conv(copy=is_kept)
     return nn.Sequential(padding_layer(padding, value.padding_mode), conv).eval()
 

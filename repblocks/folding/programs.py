@@ -133,6 +133,11 @@ def _kinds(call: Call) -> list[Any]:
     ]
 
 
+def _sizes(call: Call) -> list[torch.Size]:
+    leaves = tree_leaves((call.args, dict(call.kwargs)))
+    return [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
+
+
 def _seen(call: Call) -> Any:
     def stand_in(leaf: Any) -> Any:
         is_activation = isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
@@ -187,6 +192,7 @@ def _run(flow: Flow, calls: Sequence[Call], known: Known) -> tuple[list[Flow], l
             flow.watch.include(again.watch)
             again.forget()
     flow.forget()
+    flow.is_of_one_size = all(_sizes(other) == _sizes(call) for other in others)
     return [flow], found
 
 

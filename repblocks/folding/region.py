@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from repblocks.algebra.affine import AffineMap
+from repblocks.algebra.axis import Axis
 from repblocks.algebra.kernel import Pairs
 from repblocks.errors import NotFoldable
 from repblocks.folding import arithmetic, moves, products  # noqa: F401 # fill the table of operations
@@ -53,20 +54,28 @@ class Candidate:
         """Multiply-adds for one output value."""
         value = self.value.map
         groups = value.groups if value.axes else 1
-        is_widened = self.padding_before is None
+        is_widened = self.padding_before is None and not self.is_same
         axes = [axis.symmetric() if is_widened else axis for axis in value.axes]
         return value.in_channels // groups * prod(axis.size for axis in axes)
+
+    @cached_property
+    def is_same(self) -> bool:
+        """Whether a layer that says ``padding="same"`` stays one: its padding is that still."""
+        says_so = any(getattr(step.module, "padding", "") == "same" for step in self.interior)
+        axes = self.value.map.axes
+        return says_so and all(axis.is_same for axis in axes) and not _are_even(axes)
 
     @cached_property
     def padding_before(self) -> Pairs | None:
         """What is put around the source, where a layer cannot: more on one side than on the other.
 
-        Where it crops, the layer gets taps of zero instead.
+        There is none where it spares no layer, or crops: the layer gets taps of zero instead.
         """
         axes = self.value.map.axes
         pairs = tuple((axis.low, axis.high) for axis in axes)
         is_cropped = any(side < 0 for pair in pairs for side in pair)
-        return None if is_cropped or all(axis.is_even for axis in axes) else pairs
+        is_pointless = is_cropped or self.layers < 2 or self.is_same or _are_even(axes)
+        return None if is_pointless else pairs
 
     @cached_property
     def moved(self) -> int:
@@ -76,6 +85,10 @@ class Candidate:
         shape = self.source.shape or (1, self.value.map.in_channels)
         around = [low + high for low, high in self.padding_before]
         return prod(shape[:2]) * prod(map(operator.add, shape[2:], around))
+
+
+def _are_even(axes: Iterable[Axis]) -> bool:
+    return all(axis.is_even for axis in axes)
 
 
 @dataclass(eq=False)
@@ -109,6 +122,7 @@ class Region:
     @classmethod
     def of(cls, flow: Flow, layer_price: int = 0, *, is_fixed: bool = False) -> Region:
         """Find the affine steps of a flow."""
+        is_fixed &= flow.is_of_one_size
         region = cls(batch=_batch(flow), layer_price=layer_price, is_fixed=is_fixed)
         described: dict[Step, Operation] = {}
         for step in flow.steps:

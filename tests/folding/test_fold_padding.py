@@ -8,6 +8,7 @@ from torch.nn import functional
 from truth import relative_error
 
 import repblocks
+from repblocks.branches import is_channels_last
 
 # Torch warns that it copies the input.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -145,3 +146,59 @@ def test_what_a_fixed_size_folds_is_told_beforehand():
     found = repblocks.explain(model, x, fixed_size=True)
     assert found.folded == repblocks.fold(model, x, fixed_size=True).fold_report.folded
     assert found.folded != repblocks.explain(model, x).folded
+
+
+class Crop(nn.Module):
+    def forward(self, x):
+        return x[..., :-2]
+
+
+class Grow(nn.Module):
+    def forward(self, x):
+        return functional.pad(x, (0, 1))
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv1d(4, 4, 3, padding=2), Crop(), nn.ReLU()),
+        (nn.Sequential(), nn.ConstantPad1d((0, 1), 0.0), nn.Conv1d(4, 4, 3)),
+        (Grow(), Grow(), nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4)),
+    ],
+    ids=["cropped", "behind nothing", "padded twice"],
+)
+def test_no_padding_is_added_where_that_spares_no_layer(layers):
+    model = nn.Sequential(*layers)
+    result = folded_exactly(model, 2, 4, 9)
+    assert not any("ZeroPad" in type(layer).__name__ for layer in result.modules())
+    assert {*result.state_dict()} <= {*model.state_dict()} | {"2.bias"}
+
+
+def test_a_second_fold_leaves_padding_and_convolution_as_they_are():
+    layers = nn.Conv1d(4, 8, 1, bias=False), Grow(), nn.Conv1d(8, 4, 3, 2), nn.BatchNorm1d(4)
+    once = folded_exactly(nn.Sequential(*layers), 2, 4, 8)
+    again = repblocks.fold(once, torch.randn(2, 4, 8, dtype=torch.float64))
+    assert [*again.state_dict()] == [*once.state_dict()] == ["2.1.weight", "2.1.bias"]
+
+
+@pytest.mark.parametrize("is_of_one_size", [True, False])
+def test_what_is_called_at_several_sizes_has_no_fixed_one(is_of_one_size):
+    def code(m, x):
+        return m.part(x), m.part(2 * x if is_of_one_size else x[:, :, :3, :3])
+
+    model = Code(code, part=same_at_stride_two()).double().eval()
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    fixed = repblocks.fold(model, x, fixed_size=True)
+    assert count(fixed, nn.Conv2d) == (1 if is_of_one_size else 2)
+    for found, truth in zip(fixed(x), model(x), strict=True):
+        assert relative_error(found, truth) < 1e-12
+
+
+def test_memory_with_channels_last_is_kept_where_the_old_weights_are_both():
+    model = Code(
+        lambda m, x: m.a(x) + m.b(x),
+        a=nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        b=nn.Conv2d(4, 4, 1, groups=4),
+    ).to(memory_format=torch.channels_last)
+    (weight,) = (w for w in folded_exactly(model, 2, 4, 8, 8).parameters() if w.ndim == 4)
+    assert is_channels_last(weight)

@@ -175,6 +175,8 @@ def _average_pool(node: Node) -> nn.Module:
     pads = _pads(node, size, stride, (1,) * ndim)
     if pads[:ndim] != pads[ndim:]:
         raise NotFoldable("It is padded more on one side than on the other.")
+    if ndim == 3 and node.activation.dtype is torch.float16:
+        raise NotFoldable("Torch has no average of volumes in float16 on a CPU.")
     counts = bool(node.options.get("count_include_pad", 0))
     return _POOLS[ndim - 1](size, stride, pads[:ndim], count_include_pad=counts)  # type: ignore[arg-type]
 

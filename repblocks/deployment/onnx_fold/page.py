@@ -66,7 +66,7 @@ def render_onnx_page(
 
 def _cards(report: OnnxReport) -> list[tuple[str, str, str]]:
     before, after = report.before, report.after
-    worst = max(report.proofs, key=lambda one: one.folded.rms_rel / one.folded.tolerance)
+    worst = max(report.proofs, key=lambda one: one.folded.rms_rel / (one.folded.tolerance or 1.0))
     return [
         ("nodes", f"{after.num_nodes:,}", f"before: {before.num_nodes:,}"),
         ("multiply-adds", f"{after.macs:,}", f"before: {before.macs:,}"),
