@@ -16,7 +16,7 @@ from repblocks.deployment.quantization.report import (
     QUANTIZED_HEADER,
     QuantizationReport,
 )
-from repblocks.folding.fold_report import FoldReport
+from repblocks.folding.fold_report import FoldReport, markdown_row
 from repblocks.folding.reference import Comparison
 from repblocks.folding.switch import FoldedBlock
 from repblocks.folding.verification import Verification
@@ -241,7 +241,7 @@ def mark_of(timing: Mapping[str, Any]) -> str:
 def markdown_table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """Give a Markdown table."""
     rule = ("---",) * len(header)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+    return "\n".join(map(markdown_row, (header, rule, *rows)))
 
 
 def _readable(size: int) -> str:

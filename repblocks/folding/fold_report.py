@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -102,8 +103,8 @@ class FoldReport:
         """Return the report as tables of Markdown."""
         lines = [f"**{line}**\n" for line in self._summary()]
         for title, header, rows in self.tables():
-            lines += [f"## {title}\n", _row(header), _row("---" for _ in header)]
-            lines += [*map(_row, rows), ""]
+            lines += [f"## {title}\n", markdown_row(header), markdown_row("---" for _ in header)]
+            lines += [*map(markdown_row, rows), ""]
         return "\n".join(lines)
 
     def __rich__(self) -> Group:
@@ -149,5 +150,7 @@ class FoldReport:
         ]
 
 
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def markdown_row(cells: Iterable[str]) -> str:
+    """Return a row of a table; names may hold any characters."""
+    written = (re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(written)} |"

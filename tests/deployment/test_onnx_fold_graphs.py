@@ -41,12 +41,18 @@ def test_three_branches_become_one_convolution(folded, opset):
     assert opset_after == opset
 
 
-@pytest.mark.parametrize("name", ["training", "graph", "_graph", "code", "forward", "1x", "a/b"])
+NAMES = ["training", "graph", "_graph", "code", "forward", "1x", "a/b", "self", "_self", "Self"]
+NAMES += ["None", "lambda", "class", "__class__", "__del__", "a|b", "a\nb"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_nodes_of_any_name(folded, name):
     graph = Graph()
     graph.output(repvgg_unit(graph, graph.input("N", 4, 6, 6), 4))
     graph.nodes[0].name = name
     assert folded(graph) == {"Conv": 1, "Relu": 1}
+    rows = [line for line in folded.report.to_markdown().splitlines() if line.startswith("|")]
+    assert {line.replace(r"\|", "").count("|") for line in rows} <= {3, 4, 5}
     with pytest.raises(ConfigurationError, match="holds a folded ONNX file, which says nothing of"):
         Classifier(folded.path.parent)
 
@@ -67,6 +73,8 @@ def test_reports_name_nodes_as_the_file_does(folded):
     assert report.layers
     assert {one.path for one in report.layers} <= names
     (region,) = report.fold.folded
+    assert len(region.modules) == len({*region.modules})
+    assert {one.kind for one in report.layers} <= {node.op_type for node in graph.nodes}
     page = (folded.path.parent / "report.html").read_text(encoding="utf-8")
     assert region.site.startswith("/stem.0/")
     assert region.site in report.to_markdown()
@@ -233,6 +241,9 @@ def test_branches_padded_on_either_side_become_one_convolution(folded, pads):
     graph.output(graph.add("Add", *parts), rank=ndim + 2)
     assert folded(graph) == {"Conv": 1}
     assert geometry(folded.path) == ([3] * ndim, pads)
+    (region,) = folded.report.fold.folded
+    assert region.modules == ("Conv_0", "Conv_1")
+    assert {one.kind for one in folded.report.layers} == {"Add"}
 
 
 @pytest.mark.parametrize("kind", ["SAME_UPPER", "SAME_LOWER"])

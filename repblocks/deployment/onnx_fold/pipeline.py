@@ -180,22 +180,28 @@ def _inputs(source: _Source) -> Iterator[tuple[Tensor, ...]]:
 
 def _layers(source: _Source, folded: nn.Module) -> Iterator[LayerError]:
     """Compare what each node gives with what it gave, and name nodes and operators as ONNX does."""
-    module, nodes = source.translation.module, source.translation.model.graph.node
-    for one in compare_layers(module, folded, *source.example):
-        place = getattr(module.get_submodule(one.path), NODE, None)
-        named = replace(one, path=source.translation.name_of(one.path))
-        yield named if place is None else replace(named, kind=nodes[place].op_type)
+    translation = source.translation
+    for one in compare_layers(translation.module, folded, *source.example):
+        place = getattr(translation.module.get_submodule(one.path), NODE, None)
+        if place is not None:  # what is a part of a node is no value in the file
+            kind = translation.model.graph.node[place].op_type
+            yield replace(one, path=translation.name_of(one.path), kind=kind)
 
 
 def _named(report: FoldReport, translation: Translation) -> FoldReport:
     """Name nodes as the file does, and what stands in the graph itself after the last of them."""
     name = translation.name_of
     regions = (
-        replace(one, site=name(one.site or one.modules[-1]), modules=tuple(map(name, one.modules)))
+        replace(
+            one,
+            site=name(one.site or one.modules[-1]),
+            modules=tuple(dict.fromkeys(map(name, one.modules))),
+        )
         for one in report.folded
     )
     left = (replace(one, site=name(one.site)) for one in report.left)
-    return replace(report, folded=tuple(regions), left=tuple(left))
+    heuristic = tuple(map(name, report.heuristic))
+    return replace(report, folded=tuple(regions), left=tuple(left), heuristic=heuristic)
 
 
 def _check_cost(report: OnnxReport) -> None:

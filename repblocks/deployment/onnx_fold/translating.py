@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 from collections import Counter
@@ -35,6 +36,8 @@ from repblocks.errors import ConfigurationError, NotFoldable
 _LAYERS = {"Conv", "ConvTranspose", "BatchNormalization", "Gemm", "MatMul"}
 #: Names that a module has for itself.
 _TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+#: Words that the code of a graph uses, besides those of Python; case and underscores do not count.
+_WORDS = {"self", "none", "true", "false"}
 _QUANTIZING = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
@@ -279,6 +282,7 @@ class _Translator:
     def _free_name(self, node: onnx.NodeProto) -> str:
         """Name a module after its node, as Python and torch allow."""
         stem = re.sub(r"\W+", "_", node.name or node.output[0]).strip("_") or node.op_type
-        stem = f"n{stem}" if stem[0].isdigit() else stem
+        is_word = keyword.iskeyword(stem.strip("_").lower()) or stem.strip("_").lower() in _WORDS
+        stem = f"n{stem}" if stem[0].isdigit() or is_word else stem
         names = chain([stem], (f"{stem}_{number}" for number in count(1)))
         return next(n for n in names if n not in _TAKEN and n not in self._root._modules)
