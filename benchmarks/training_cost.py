@@ -321,14 +321,14 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     chosen = [case for case in rows if arguments.only in case.title]
     if not chosen:
         parser.error(f"--only must be part of a row: {'; '.join(case.title for case in rows)}")
-    wanted = arguments.columns or ["plain"]
-    known = dict.fromkeys(name for case in chosen for name in case.build())
-    if "plain" not in wanted or not known.keys() >= {*wanted}:
-        parser.error(f"--columns must name plain and others of {', '.join(known)}, got {wanted}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     if arguments.replay and arguments.device == "cpu":
         parser.error("--replay needs --device cuda")
+    wanted = arguments.columns
+    known = dict.fromkeys(name for case in chosen for name in case.build()) if wanted else {}
+    if wanted and ("plain" not in wanted or not known.keys() >= {*wanted}):
+        parser.error(f"--columns must name plain and others of {', '.join(known)}, got {wanted}")
 
 
 def main() -> None:

@@ -80,6 +80,11 @@ class Axis:
         return self.covering(side, side, gcd(self.step, side - self.low, side - self.high))
 
 
+def torch_order(pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Flatten ``(low, high)`` an axis as torch pads, where the last axis comes first."""
+    return [side for pair in reversed(pairs) for side in pair]
+
+
 def common_axis(axes: Sequence[Axis]) -> Axis:
     """Return the smallest axis that holds the taps of all ``axes``.
 

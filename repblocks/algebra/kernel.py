@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap, Lazy, block_index, embed, tensor_for
-from repblocks.algebra.axis import Axis
+from repblocks.algebra.axis import Axis, torch_order
 from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.serial import compose, in_blocks
 from repblocks.algebra.special import CONV_CLASSES, CONV_FUNCTIONS
@@ -235,10 +235,9 @@ class ConvKernel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the kernel on ``x (N, C_in, *spatial)``."""
-        # The last axis comes first in functional.pad.
-        sides = [side for axis in reversed(self.axes) for side in (axis.low, axis.high)]
+        sides = torch_order([(axis.low, axis.high) for axis in self.axes])
         padding = [0] * len(self.axes)
-        if self.padding_mode == "zeros" and all(axis.low == axis.high >= 0 for axis in self.axes):
+        if self.padding_mode == "zeros" and all(axis.is_even for axis in self.axes):
             padding = [axis.low for axis in self.axes]  # saves a copy
         elif any(sides):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

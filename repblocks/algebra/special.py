@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from math import prod
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap, Lazy, embed
-from repblocks.algebra.axis import Axis
+from repblocks.algebra.axis import Axis, torch_order
 from repblocks.errors import NotFoldable, RepblocksError
 
 CONV_CLASSES: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
@@ -56,7 +55,7 @@ def zero_padding(channels: int, axes: Sequence[Axis]) -> AffineMap:
 
 def padding_layer(pairs: Sequence[tuple[int, int]], mode: str = "zeros") -> nn.Module:
     """Return the layer that pads by ``(low, high)`` an axis."""
-    sides: Any = tuple(chain(*reversed(pairs)))  # torch has the last axis first
+    sides: Any = tuple(torch_order(pairs))
     return _PADS[mode][len(pairs) - 1](sides).eval()
 
 
@@ -67,7 +66,7 @@ def padding(channels: int, axes: Sequence[Axis], mode: str) -> AffineMap:
         NotFoldable: if it repeats values of the input unequally on both sides of an axis, which no
             layer does, or crops.
     """
-    if mode != "zeros" and any(axis.low != axis.high or axis.low < 0 for axis in axes):
+    if mode != "zeros" and not all(axis.is_even for axis in axes):
         raise NotFoldable(f"Padding of mode {mode!r} that differs between the sides, or crops.")
     return replace(zero_padding(channels, axes), padding_mode=mode)
 

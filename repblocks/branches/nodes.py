@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repblocks.algebra.affine import AffineMap
-from repblocks.algebra.axis import Axis
+from repblocks.algebra.axis import Axis, torch_order
 from repblocks.algebra.parallel import add, concat
 from repblocks.algebra.rules import apply, rule
 from repblocks.algebra.serial import compose
@@ -132,7 +132,7 @@ class Pad(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad the spatial axes of ``(N, C, *spatial)``."""
-        return functional.pad(x, _torch_order(self.padding))
+        return functional.pad(x, torch_order(self.padding))
 
     def extra_repr(self) -> str:
         """Show the padding."""
@@ -224,7 +224,7 @@ class BatchNormPad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, *spatial)`` to the padded normalisation of it."""
         y: Tensor = self.norm(x)
-        sides = _torch_order(self.padding)
+        sides = torch_order(self.padding)
         outside = 1 - functional.pad(y.new_ones(1, 1, *y.shape[2:]), sides)
         border = self.image_of_zero().to(y.dtype).view(-1, *(1,) * len(self.padding))
         return functional.pad(y, sides) + border * outside
@@ -249,8 +249,3 @@ def _batch_norm_pad(module: BatchNormPad, value: AffineMap, like: Tensor | None)
     own = apply(module.norm, channels, like).with_axes(len(module.padding))
     padded = replace(own, axes=tuple(Axis(1, 1, low, high) for low, high in module.padding))
     return compose(padded, value)
-
-
-def _torch_order(padding: Pairs) -> list[int]:
-    """Flatten pairs for ``functional.pad``, where the last axis comes first."""
-    return [side for pair in reversed(padding) for side in pair]

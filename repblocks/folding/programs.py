@@ -126,16 +126,19 @@ def _flow(calls: Sequence[Call], known: Known) -> Flow | None:
 
 
 def _kinds(call: Call) -> list[Any]:
-    leaves = tree_leaves((call.args, dict(call.kwargs)))
-    activations = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return [
-        (x.dtype, x.shape[1:2], [size == 1 for size in x.shape[1:]], x.ndim) for x in activations
+        (x.dtype, x.shape[1:2], [size == 1 for size in x.shape[1:]], x.ndim)
+        for x in _activations(call)
     ]
 
 
 def _sizes(call: Call) -> list[torch.Size]:
+    return [x.shape for x in _activations(call)]
+
+
+def _activations(call: Call) -> list[Tensor]:
     leaves = tree_leaves((call.args, dict(call.kwargs)))
-    return [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _seen(call: Call) -> Any:

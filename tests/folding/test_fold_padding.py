@@ -88,7 +88,7 @@ def test_padding_before_a_convolution_stays_where_it_is():
     assert [type(layer) for layer in result] == [nn.ZeroPad2d, nn.Conv2d, nn.Identity]
 
 
-def test_padding_before_a_pointwise_and_a_larger_convolution_moves_behind_neither():
+def test_a_pointwise_convolution_joins_the_one_behind_the_padding():
     model = nn.Sequential(
         nn.Conv2d(4, 16, 1, bias=False), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(16, 4, 3, 2)
     )

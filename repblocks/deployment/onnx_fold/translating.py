@@ -282,7 +282,8 @@ class _Translator:
     def _free_name(self, node: onnx.NodeProto) -> str:
         """Name a module after its node, as Python and torch allow."""
         stem = re.sub(r"\W+", "_", node.name or node.output[0]).strip("_") or node.op_type
-        is_word = keyword.iskeyword(stem.strip("_").lower()) or stem.strip("_").lower() in _WORDS
+        word = stem.strip("_").lower()
+        is_word = keyword.iskeyword(word) or word in _WORDS
         stem = f"n{stem}" if stem[0].isdigit() or is_word else stem
         names = chain([stem], (f"{stem}_{number}" for number in count(1)))
         return next(n for n in names if n not in _TAKEN and n not in self._root._modules)
